@@ -1,0 +1,249 @@
+// Package runtime is a pod on this machine: a small interface over what runs
+// containers, in terms that the node agent needs and no more.
+//
+// There are two implementations: runtime/podman over the Podman API, and
+// runtime/memory, which keeps everything in memory for tests and simulation.
+// Both pass the suite in runtime/runtimetest.
+//
+// The package knows nothing of the Kubernetes API: package node translates a
+// pod spec into these types. Packet handling is not here either: a sandbox has
+// an empty network namespace (or the host's), and package network wires it.
+package runtime
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+)
+
+var (
+	// ErrNotFound says that the sandbox, container or image does not exist.
+	ErrNotFound = errors.New("not found")
+	// ErrExists says that a sandbox or container of that name exists already.
+	ErrExists = errors.New("already exists")
+	// ErrUnavailable says that the container engine does not answer. Nothing is
+	// known about the state of the call that failed.
+	ErrUnavailable = errors.New("container engine is not available")
+)
+
+// Runtime runs sandboxes (pods) and the containers in them. All methods may be
+// called concurrently, for different sandboxes in parallel. Every method
+// returns within the deadline of ctx; what it began may go on after that.
+// Errors wrap the sentinels above where they apply.
+type Runtime interface {
+	// Info tells what engine this is; it doubles as the health check.
+	Info(ctx context.Context) (Info, error)
+
+	// RunSandbox creates a sandbox and starts its infra container, which holds
+	// the namespaces. The containers of a sandbox can be created only after that.
+	// On error nothing is left behind, as far as the engine still answers.
+	RunSandbox(ctx context.Context, spec SandboxSpec) (Sandbox, error)
+	// StopSandbox kills what still runs in the sandbox, the infra container last. Idempotent.
+	StopSandbox(ctx context.Context, id string) error
+	// RemoveSandbox removes the sandbox with all its containers, running or not. Idempotent.
+	RemoveSandbox(ctx context.Context, id string) error
+
+	// CreateContainer creates a container without starting it.
+	CreateContainer(ctx context.Context, sandboxID string, spec ContainerSpec) (id string, err error)
+	StartContainer(ctx context.Context, id string) error
+	// StopContainer sends the stop signal and kills the container after grace. It
+	// returns when the container is not running any more. Idempotent.
+	StopContainer(ctx context.Context, id string, grace time.Duration) error
+	// RemoveContainer removes a container, killing it if it runs. Idempotent.
+	RemoveContainer(ctx context.Context, id string) error
+
+	// List returns every sandbox that this runtime's owner created (see
+	// Label), with all its containers, in any order.
+	List(ctx context.Context) ([]Sandbox, error)
+	// Inspect returns one sandbox with its containers.
+	Inspect(ctx context.Context, id string) (Sandbox, error)
+	// Events calls f, one call at a time, for each change of a sandbox or container
+	// of this owner, until ctx ends (nil) or the stream breaks (the error). The caller
+	// lists after it has subscribed: ready is called once when the stream is established.
+	Events(ctx context.Context, ready func(), f func(Event)) error
+
+	// Exec runs a command in a running container until it ends and returns its
+	// exit code. A command that cannot be started is an error, not a code.
+	Exec(ctx context.Context, containerID string, opts ExecOptions) (exitCode int, err error)
+	// Attach connects streams to the container's main process until it ends or ctx does.
+	Attach(ctx context.Context, containerID string, streams Streams) error
+	// Logs writes what the container printed. With Follow it goes on until the container ends or ctx does.
+	Logs(ctx context.Context, containerID string, opts LogOptions, stdout, stderr io.Writer) error
+
+	// Image returns a local image by any of its names. ErrNotFound if it is not here.
+	Image(ctx context.Context, ref string) (Image, error)
+	Images(ctx context.Context) ([]Image, error)
+	// PullImage fetches an image from its registry. auth may be nil.
+	PullImage(ctx context.Context, ref string, auth *RegistryAuth) (Image, error)
+	// LoadImage reads a docker or OCI archive and returns the names it had.
+	LoadImage(ctx context.Context, archive io.Reader) ([]string, error)
+}
+
+// Info describes the engine.
+type Info struct {
+	Name       string // "podman"
+	Version    string // "4.3.1"
+	OCIRuntime string // "crun", "runc"
+	CgroupV2   bool
+	// StoreFree is the space left where images and containers are kept, in bytes; -1 if unknown.
+	StoreFree int64
+}
+
+// Labels that every sandbox and container carries, so that a restarted daemon
+// finds its own. SandboxSpec.Labels and ContainerSpec.Labels come on top.
+const (
+	LabelOwner   = "io.rookery.owner"   // the owner given to the runtime's constructor
+	LabelSandbox = "io.rookery.sandbox" // SandboxSpec.Name
+)
+
+// SandboxSpec is what a sandbox is made from.
+type SandboxSpec struct {
+	Name     string // unique on the machine, [a-zA-Z0-9_.-]
+	Hostname string // empty with HostNetwork
+	Labels   map[string]string
+	// HostNetwork shares the machine's network namespace; otherwise the sandbox
+	// gets an empty one, without even the loopback device up.
+	HostNetwork bool
+	HostPID     bool
+	HostIPC     bool
+	// ShareProcesses makes the sandbox's containers see each other's processes.
+	ShareProcesses bool
+	Sysctls        map[string]string
+	CgroupParent   string // empty: the engine's default
+}
+
+// Sandbox is the actual state of a sandbox.
+type Sandbox struct {
+	ID, Name   string
+	Labels     map[string]string
+	Created    time.Time
+	Running    bool // the infra container runs
+	PID        int  // of the infra container, whose /proc/PID/ns/net is the network; 0 if not running
+	Containers []Container
+}
+
+// State is where a container is in its life.
+type State string
+
+const (
+	Created State = "created"
+	Running State = "running"
+	Exited  State = "exited"
+	Unknown State = "unknown"
+)
+
+// Container is the actual state of a container, the infra container excluded.
+type Container struct {
+	ID, Name       string // Name as in ContainerSpec
+	Labels         map[string]string
+	Image, ImageID string
+	State          State
+	PID            int
+	Created        time.Time
+	Started        time.Time // zero if never
+	Finished       time.Time // zero if running or never started
+	ExitCode       int
+	OOMKilled      bool
+	Error          string // why the engine could not start it
+}
+
+// ContainerSpec is what a container is made from. Everything is resolved: no
+// reference to another object remains.
+type ContainerSpec struct {
+	Name                  string // unique on the machine, e.g. <container>_<pod>_<namespace>_<uid>_<attempt>
+	Image                 string // must be local
+	Labels                map[string]string
+	Command               []string // replaces the image's entrypoint; nil: the image's
+	Args                  []string // replaces the image's cmd; nil: the image's, unless Command is set
+	Env                   []EnvVar // on top of the image's
+	WorkDir               string
+	Mounts                []Mount
+	Devices               []string // host device paths, made available at the same path
+	Stdin, StdinOnce, TTY bool
+
+	// Resources; 0 means no limit or the engine's default.
+	CPUShares   uint64
+	CPUQuota    int64  // microseconds of each CPUPeriod
+	CPUPeriod   uint64 // microseconds; 100000 where CPUQuota is set
+	MemoryLimit int64  // bytes
+	OOMScoreAdj *int
+
+	// Security; nil means the image's or the engine's default.
+	User              string // "uid[:gid]"; empty: the image's
+	Groups            []int64
+	Privileged        bool
+	ReadOnlyRootfs    bool
+	NoNewPrivileges   bool
+	CapAdd, CapDrop   []string // without CAP_; "ALL" is understood
+	SeccompUnconfined bool
+	SeccompProfile    string // path of a profile on the host
+
+	StopSignal  string // empty: the image's, or TERM
+	LogMaxBytes int64  // rotation size; 0: the engine's default
+}
+
+// EnvVar is one environment variable.
+type EnvVar struct{ Name, Value string }
+
+// Mount binds a host path into a container.
+type Mount struct {
+	Source, Target string // absolute paths; Source must exist
+	ReadOnly       bool
+	Propagation    string // "", "rslave", "rshared"
+}
+
+// EventType says what happened.
+type EventType string
+
+const (
+	ContainerStarted EventType = "started"
+	ContainerDied    EventType = "died"
+	ContainerRemoved EventType = "removed"
+	SandboxChanged   EventType = "sandbox" // created, stopped or removed
+)
+
+// Event is a hint that a sandbox changed; the truth is in Inspect.
+type Event struct {
+	Type      EventType
+	Sandbox   string // SandboxSpec.Name
+	Container string // container id; empty for SandboxChanged
+}
+
+// Streams are the ends of a container's or command's standard streams; a nil one is not connected.
+type Streams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer // with TTY all output comes on Stdout
+	TTY            bool
+	Resize         <-chan Size // closed or nil: no more
+}
+
+// Size is a terminal's, in characters.
+type Size struct{ Width, Height uint16 }
+
+// ExecOptions is a command with its streams.
+type ExecOptions struct {
+	Command []string
+	Streams
+}
+
+// LogOptions selects from a container's output.
+type LogOptions struct {
+	Follow     bool
+	Timestamps bool      // RFC3339Nano and a space before each line
+	Since      time.Time // zero: from the beginning
+	Tail       *int64    // last lines; nil: all
+}
+
+// Image is a local image.
+type Image struct {
+	ID         string   // sha256:…
+	Names      []string // fully qualified, e.g. localhost/hello:1
+	Digests    []string // repo digests
+	Size       int64
+	User       string // of its config
+	StopSignal string
+}
+
+// RegistryAuth is a login at an image registry.
+type RegistryAuth struct{ Username, Password string }
