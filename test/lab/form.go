@@ -1,0 +1,124 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// Config is the configuration file of a host's peer.
+func (l *Lab) Config(h Host) string {
+	d := l.HostDir(h.Name)
+	return fmt.Sprintf("name: %s\ndata-dir: %s/rookery\npodman-socket: %s/podman.sock\nadvertise-address: %s\n", h.Name, d, d, h.IP)
+}
+
+// form makes the lab's peers one cluster and waits until it is of use.
+func (l *Lab) form(ctx context.Context, flags []string, say func(string)) error {
+	first := l.Hosts[0]
+	for _, h := range l.Peers() {
+		if err := os.WriteFile(l.path(h.Name, "rookery.yaml"), []byte(l.Config(h)), 0o600); err != nil {
+			return err
+		}
+	}
+	say("starting the first peer")
+	if err := l.Start(ctx, first.Name, flags...); err != nil {
+		return err
+	}
+	if err := l.until(ctx, first.Name, "the first peer serves its API", func() error {
+		_, err := l.Run(ctx, first.Name, "rookery", "get", "--raw", "/readyz")
+		return err
+	}); err != nil {
+		return err
+	}
+	if err := l.clientConfig(); err != nil {
+		return err
+	}
+	if len(l.Peers()) > 1 {
+		say("joining the other peers")
+		line, err := l.Run(ctx, first.Name, "rookery", "token", "create", "--quiet")
+		if err != nil {
+			return err
+		}
+		token := strings.TrimSpace(line)
+		for _, h := range l.Peers()[1:] {
+			if err := l.Start(ctx, h.Name, append(flags, "--join", first.IP, "--token", token)...); err != nil {
+				return err
+			}
+		}
+	}
+	say("waiting until all peers are Ready")
+	if err := l.until(ctx, first.Name, "all peers are Ready", func() error { return l.ready(ctx, len(l.Peers())) }); err != nil {
+		return err
+	}
+	say("loading the sample's image")
+	for _, image := range []string{"hello.tar", "busybox.tar"} {
+		if _, err := l.Run(ctx, first.Name, "rookery", "image", "load", l.Bin+"/"+image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ready tells what is missing until want nodes are Ready.
+func (l *Lab) ready(ctx context.Context, want int) error {
+	out, err := l.Run(ctx, l.Hosts[0].Name, "rookery", "get", "nodes", "-o",
+		`jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status} {end}`)
+	if err != nil {
+		return err
+	}
+	if got := strings.Count(out, "=True"); got != want {
+		return fmt.Errorf("%d of %d nodes are Ready: %s", got, want, out)
+	}
+	return nil
+}
+
+// until polls what until it holds, and gives up when ctx ends or the daemon of host does.
+func (l *Lab) until(ctx context.Context, host, goal string, what func() error) error {
+	deadline := time.Now().Add(time.Minute)
+	for {
+		err := what()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(deadline) {
+			return fmt.Errorf("wait until %s: %w; the peers' logs are %s/*/rookery.log", goal, err, l.Dir)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// clientConfig writes the client's kubeconfig: the admin's, with the first peer's address.
+func (l *Lab) clientConfig() error {
+	data, err := os.ReadFile(l.path(l.Hosts[0].Name, "rookery", "admin.kubeconfig"))
+	if err != nil {
+		return err
+	}
+	text := strings.Replace(string(data), "127.0.0.1", l.Hosts[0].IP, 1)
+	if text == string(data) {
+		return errors.New("admin.kubeconfig does not name 127.0.0.1")
+	}
+	if err := os.MkdirAll(l.HostDir(Client), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(l.path(Client, "admin.kubeconfig"), []byte(text), 0o600)
+}
+
+// JSON runs a command in a host and decodes what it printed into v.
+func (l *Lab) JSON(ctx context.Context, v any, host string, argv ...string) error {
+	cmd, err := l.Command(ctx, host, argv...)
+	if err != nil {
+		return err
+	}
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("%s: %v: %w: %s", host, argv, err, out)
+	}
+	if err := json.Unmarshal(out, v); err != nil {
+		return fmt.Errorf("%s: %v: %w in %s", host, argv, err, out)
+	}
+	return nil
+}

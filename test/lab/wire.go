@@ -1,0 +1,136 @@
+package lab
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"syscall"
+)
+
+func (l *Lab) netns(host string) string { return l.ID + "-" + host }
+
+func (l *Lab) lan() string { return l.netns("lan") }
+
+// port is the switch's end of a host's cable.
+func port(host string) string { return "l-" + host }
+
+// ip runs ip(8); what it prints on failure becomes the error.
+func ip(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("ip %s: %s", strings.Join(args, " "), strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// wire makes the switch and, for each host, a network namespace with a cable to it.
+func (l *Lab) wire(ctx context.Context) error {
+	steps := [][]string{
+		{"netns", "add", l.lan()},
+		{"-n", l.lan(), "link", "add", "switch", "type", "bridge"},
+		{"-n", l.lan(), "link", "set", "switch", "up"},
+	}
+	for _, h := range l.Hosts {
+		steps = append(steps,
+			[]string{"netns", "add", l.netns(h.Name)},
+			[]string{"-n", l.lan(), "link", "add", port(h.Name), "type", "veth", "peer", "name", "eth0", "netns", l.netns(h.Name)},
+			[]string{"-n", l.lan(), "link", "set", port(h.Name), "master", "switch", "up"},
+			[]string{"-n", l.netns(h.Name), "addr", "add", h.IP + "/24", "dev", "eth0"},
+			[]string{"-n", l.netns(h.Name), "link", "set", "eth0", "up"},
+			[]string{"-n", l.netns(h.Name), "link", "set", "lo", "up"},
+		)
+	}
+	for _, step := range steps {
+		if err := ip(ctx, step...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) unwire(ctx context.Context) error {
+	names := []string{l.lan()}
+	for _, h := range l.Hosts {
+		names = append(names, l.netns(h.Name))
+	}
+	var errs []error
+	for _, name := range names {
+		if _, err := os.Stat("/run/netns/" + name); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		errs = append(errs, ip(ctx, "netns", "del", name))
+	}
+	return errors.Join(errs...)
+}
+
+// Cut pulls the host's cable.
+func (l *Lab) Cut(ctx context.Context, host string) error { return l.cable(ctx, host, "down") }
+
+// Heal plugs it in again.
+func (l *Lab) Heal(ctx context.Context, host string) error { return l.cable(ctx, host, "up") }
+
+func (l *Lab) cable(ctx context.Context, host, state string) error {
+	if _, err := l.Host(host); err != nil {
+		return err
+	}
+	return ip(ctx, "-n", l.lan(), "link", "set", port(host), state)
+}
+
+// unmountBelow unmounts what is mounted at or below dir in this mount
+// namespace, the deepest first.
+func unmountBelow(dir string) error {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var points []string
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if fields := strings.Fields(s.Text()); len(fields) > 4 && strings.HasPrefix(fields[4]+"/", dir+"/") {
+			points = append(points, fields[4])
+		}
+	}
+	sort.Sort(sort.Reverse(sort.StringSlice(points)))
+	var errs []error
+	for _, p := range points {
+		if err := syscall.Unmount(p, syscall.MNT_DETACH); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", p, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeEmptyCgroups removes the control groups that crashed hosts left. One
+// that still has a process is somebody else's and cannot be removed anyway.
+func removeEmptyCgroups() error {
+	roots, err := filepath.Glob("/sys/fs/cgroup/*/libpod_parent")
+	if err != nil {
+		return err
+	}
+	for _, root := range append(roots, "/sys/fs/cgroup/libpod_parent") {
+		var dirs []string
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil // what vanishes while we walk is what we want
+		})
+		if err != nil {
+			return err
+		}
+		sort.Sort(sort.Reverse(sort.StringSlice(dirs)))
+		for _, d := range dirs {
+			if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EBUSY) {
+				return err
+			}
+		}
+	}
+	return nil
+}
