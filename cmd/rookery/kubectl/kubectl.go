@@ -23,7 +23,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-//go:embed all:*
+//go:embed kubectl*
 var files embed.FS
 
 const packed = "kubectl.zst"
