@@ -5,6 +5,7 @@
 //	hello serve    the application, on :8080
 //	hello counts   the sidecar, on :9090
 //	hello get URL  fetch a URL and print it, for use with exec
+//	hello load URL ask at a fixed rate and report what failed and who answered
 package main
 
 import (
@@ -42,8 +43,10 @@ func run(ctx context.Context, args []string) error {
 		return listen(ctx, ":9090", counts(sharedDir(os.Getenv)))
 	case len(args) == 2 && args[0] == "get":
 		return get(ctx, args[1], os.Stdout)
+	case len(args) > 1 && args[0] == "load":
+		return load(ctx, args[1:], os.Stdout)
 	}
-	return errors.New("usage: hello serve | counts | get URL")
+	return errors.New("usage: hello serve | counts | get URL | load URL")
 }
 
 func listen(ctx context.Context, addr string, h http.Handler) error {
