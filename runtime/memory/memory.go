@@ -124,6 +124,19 @@ func (m *Machine) Kill(containerID string, exitCode int, oom bool) error {
 	return nil
 }
 
+// KillSandbox ends a sandbox's infra container, as a signal from outside would;
+// the sandbox's containers run on.
+func (m *Machine) KillSandbox(id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.sandboxes[id]
+	if s == nil {
+		return fmt.Errorf("kill sandbox %s: %w", id, runtime.ErrNotFound)
+	}
+	m.killInfra(s)
+	return nil
+}
+
 // Crash kills every container and every sandbox, as a power loss would.
 func (m *Machine) Crash() {
 	m.mu.Lock()

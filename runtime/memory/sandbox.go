@@ -91,6 +91,11 @@ func (m *Machine) kill(s *sandbox) {
 	for _, c := range s.containers {
 		m.end(c, c.run, 137, false)
 	}
+	m.killInfra(s)
+}
+
+// killInfra is called with the lock.
+func (m *Machine) killInfra(s *sandbox) {
 	if s.state.Running {
 		s.state.Running, s.state.PID = false, 0
 		m.publish(s, runtime.SandboxChanged, "")

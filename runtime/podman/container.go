@@ -1,0 +1,93 @@
+package podman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/containers/podman/v4/pkg/bindings/containers"
+
+	"github.com/rundigitalplatform/rookery/runtime"
+)
+
+// CreateContainer implements runtime.Runtime. The image is tried by each of the
+// names that it may have here, usually the first.
+func (r *Runtime) CreateContainer(ctx context.Context, sandboxID string, spec runtime.ContainerSpec) (string, error) {
+	id, err := r.createContainer(ctx, sandboxID, spec)
+	if err != nil {
+		return "", fmt.Errorf("create container %s: %w", spec.Name, err)
+	}
+	return id, nil
+}
+
+func (r *Runtime) createContainer(ctx context.Context, sandboxID string, spec runtime.ContainerSpec) (string, error) {
+	sandbox, err := r.sandboxName(ctx, sandboxID)
+	if err != nil {
+		return "", err
+	}
+	release, err := r.slot(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	err = fmt.Errorf("image %q: %w", spec.Image, runtime.ErrNotFound)
+	for _, image := range runtime.Names(spec.Image) {
+		generator, specErr := containerSpec(r.owner, sandbox, sandboxID, image, spec, r.limits)
+		if specErr != nil {
+			return "", specErr
+		}
+		var id string
+		id, err = call(ctx, r.engine, func(ctx context.Context) (string, error) {
+			report, err := containers.CreateWithSpec(ctx, generator, nil)
+			return report.ID, err
+		})
+		if err == nil {
+			return id, nil
+		}
+		if !errors.Is(err, runtime.ErrNotFound) {
+			break
+		}
+	}
+	return "", err
+}
+
+// StartContainer implements runtime.Runtime.
+func (r *Runtime) StartContainer(ctx context.Context, id string) error {
+	release, err := r.slot(ctx)
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", id, err)
+	}
+	defer release()
+	if err := do(ctx, r.engine, func(ctx context.Context) error {
+		return containers.Start(ctx, id, nil)
+	}); err != nil {
+		return fmt.Errorf("start container %s: %w", id, err)
+	}
+	return nil
+}
+
+// StopContainer implements runtime.Runtime. Podman counts grace in seconds; it is rounded up.
+func (r *Runtime) StopContainer(ctx context.Context, id string, grace time.Duration) error {
+	seconds := uint(math.Ceil(max(0, grace.Seconds())))
+	err := do(ctx, r.engine, func(ctx context.Context) error {
+		return containers.Stop(ctx, id, new(containers.StopOptions).WithTimeout(seconds).WithIgnore(true))
+	})
+	if err != nil && !errors.Is(err, runtime.ErrNotFound) {
+		return fmt.Errorf("stop container %s: %w", id, err)
+	}
+	return nil
+}
+
+// RemoveContainer implements runtime.Runtime.
+func (r *Runtime) RemoveContainer(ctx context.Context, id string) error {
+	err := do(ctx, r.engine, func(ctx context.Context) error {
+		_, err := containers.Remove(ctx, id, new(containers.RemoveOptions).WithForce(true).WithIgnore(true).WithVolumes(true).WithTimeout(0))
+		return err
+	})
+	if err != nil && !errors.Is(err, runtime.ErrNotFound) {
+		return fmt.Errorf("remove container %s: %w", id, err)
+	}
+	return nil
+}

@@ -1,0 +1,206 @@
+package podman
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rundigitalplatform/rookery/test/image"
+)
+
+const (
+	guestImage   = "localhost/guest:1"
+	guestProgram = "/guest"
+)
+
+// containersConf lets Podman run where CAP_SYS_RESOURCE is missing and cgroups are
+// hybrid. It does no harm elsewhere.
+const containersConf = `[containers]
+default_ulimits = ["nofile=16384:16384","nproc=32768:32768"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+`
+
+// service is a Podman service of the test's own, with its own storage.
+type service struct {
+	dir    string
+	socket string
+	cmd    *exec.Cmd
+	output *bytes.Buffer
+}
+
+// requirePodman fails where Podman cannot be tried: a suite that skips itself
+// would go unnoticed.
+func requirePodman(t *testing.T) {
+	if os.Getenv("ROOKERY_SKIP_PODMAN") == "1" {
+		t.Skip("ROOKERY_SKIP_PODMAN=1")
+	}
+	for _, program := range []string{"podman", "runc", "conmon"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Fatalf("%v: install it, or set ROOKERY_SKIP_PODMAN=1", err)
+		}
+	}
+	if os.Getuid() != 0 {
+		t.Fatal("run as root, or set ROOKERY_SKIP_PODMAN=1")
+	}
+}
+
+func (s *service) command(args ...string) *exec.Cmd {
+	global := []string{"--root", s.dir + "/root", "--runroot", s.dir + "/run", "--tmpdir", s.dir + "/tmp", "--network-config-dir", s.dir + "/net"}
+	cmd := exec.Command("podman", append(global, args...)...)
+	cmd.Env = append(os.Environ(), "CONTAINERS_CONF="+s.dir+"/containers.conf")
+	return cmd
+}
+
+// startService runs a service until the test ends, and then removes all that it made.
+func startService(t *testing.T) *service {
+	// conmon leaves its parent; here it becomes this process's child, which buries it at the end.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "rk-podman-") // short: unix sockets allow 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &service{dir: dir, socket: dir + "/podman.sock", output: &bytes.Buffer{}}
+	if err := os.WriteFile(dir+"/containers.conf", []byte(containersConf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.cmd = s.command("system", "service", "-t", "0", "unix://"+s.socket)
+	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.stop(t) })
+	deadline := time.After(20 * time.Second)
+	for ticker := time.NewTicker(20 * time.Millisecond); ; {
+		if _, err := os.Stat(s.socket); err == nil {
+			ticker.Stop()
+			return s
+		}
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			t.Fatalf("podman service does not listen: %s", s.output)
+		}
+	}
+}
+
+func (s *service) stop(t *testing.T) {
+	if out, err := s.command("pod", "rm", "--all", "--force", "--time", "0").CombinedOutput(); err != nil {
+		t.Errorf("remove pods: %v: %s", err, out)
+	}
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Errorf("stop service: %v", err)
+	}
+	if err := s.cmd.Wait(); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			t.Errorf("stop service: %v", err)
+		}
+	}
+	if t.Failed() {
+		t.Logf("podman service said: %s", s.output)
+	}
+	s.unmount(t)
+	if err := os.RemoveAll(s.dir); err != nil {
+		t.Errorf("remove directory: %v", err)
+	}
+	bury(t)
+}
+
+func (s *service) unmount(t *testing.T) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Errorf("read mounts: %v", err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		if point := strings.Fields(lines[i])[4]; strings.HasPrefix(point, s.dir+"/") {
+			if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
+				t.Errorf("unmount %s: %v", point, err)
+			}
+		}
+	}
+}
+
+// bury waits for the conmon processes that are this process's children by now. It
+// may run only when no exec.Cmd is under way.
+func bury(t *testing.T) {
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) {
+		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		if errors.Is(err, unix.ECHILD) {
+			return
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			t.Errorf("wait for conmon: %v", err)
+			return
+		}
+		if pid == 0 { // there are some, alive: podman's clean-up of the last containers
+			if err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil && !errors.Is(err, unix.EINTR) {
+				return
+			}
+		}
+	}
+	t.Error("processes of podman are still running")
+}
+
+// guestArchive builds package guest's program and puts it into an image of that name.
+func guestArchive(t *testing.T, name, program string) []byte {
+	data, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := image.Write(&out, image.Spec{
+		Names:      []string{name},
+		Files:      []image.File{{Path: guestProgram, Mode: 0o755, Data: data}, {Path: "/etc", Dir: true}, {Path: "/tmp", Dir: true, Mode: 0o1777}},
+		Entrypoint: []string{guestProgram},
+		StopSignal: "SIGTERM",
+		User:       "0",
+		Labels:     map[string]string{"name": name}, // so that two names are two images
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func buildGuest(t *testing.T) string {
+	program := filepath.Join(t.TempDir(), "guest")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "../runtimetest/guestcmd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build guest: %v: %s", err, out)
+	}
+	return program
+}
+
+func newRuntime(t *testing.T, socket, owner string) *Runtime {
+	r, err := New(Config{Socket: socket, Owner: owner})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func load(t *testing.T, s *service, archive []byte) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	names, err := newRuntime(t, s.socket, "load").LoadImage(ctx, bytes.NewReader(archive))
+	if err != nil || fmt.Sprint(names) != "["+guestImage+"]" {
+		t.Fatalf("load: %q, %v", names, err)
+	}
+}

@@ -1,0 +1,125 @@
+// Package podman is a [runtime.Runtime] over the API of a Podman service, 4.3
+// or newer, reached by its unix socket.
+//
+// A sandbox is a Podman pod whose infra container holds the namespaces; its
+// network is none (or the host's) and is wired by package network afterwards.
+// The package decides nothing: restarts, image policies, volumes and /etc files
+// are package node's. What a spec becomes is in translate.go, free of calls;
+// the other files make the calls. cmd/rookery constructs it, node calls it.
+package podman
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/blang/semver/v4"
+	"github.com/containers/podman/v4/pkg/bindings/system"
+
+	"github.com/rundigitalplatform/rookery/runtime"
+)
+
+// DefaultSocket is where Podman's own systemd unit listens.
+const DefaultSocket = "/run/podman/podman.sock"
+
+// maxStarts bounds concurrent creations and starts. Podman runs them under its own locks and
+// each forks conmon and an OCI runtime; beyond a few at once they only make each other wait
+// (docs/design/runtime.md has the measurement), and quick calls such as inspect wait with them.
+const maxStarts = 6
+
+// Config says which engine to use and on whose behalf.
+type Config struct {
+	Socket string       // path of the API's unix socket; empty: DefaultSocket
+	Owner  string       // value of runtime.LabelOwner; only sandboxes with it are listed. Required
+	Logger *slog.Logger // nil: slog.Default()
+}
+
+// Runtime is a connection to Podman. It is safe for concurrent use, and holds
+// nothing that has to be closed.
+type Runtime struct {
+	owner  string
+	log    *slog.Logger
+	engine *engine
+	starts chan struct{}
+	limits limits
+
+	preparing chan struct{} // holds one token; whoever has it may read and write prepared
+	prepared  bool
+
+	mu    sync.Mutex
+	names map[string]string  // sandbox id to SandboxSpec.Name
+	ended map[string]endedAt // container id to how its last run ended
+}
+
+var _ runtime.Runtime = (*Runtime)(nil)
+
+// New returns a runtime. It does not connect: that happens by the first call.
+func New(cfg Config) (*Runtime, error) {
+	if cfg.Owner == "" {
+		return nil, errors.New("configure podman: the owner is empty")
+	}
+	limits, err := readLimits("/proc/self/status")
+	if err != nil {
+		return nil, fmt.Errorf("configure podman: %w", err)
+	}
+	return &Runtime{
+		owner:     cfg.Owner,
+		log:       cmp.Or(cfg.Logger, slog.Default()),
+		engine:    newEngine(cmp.Or(cfg.Socket, DefaultSocket)),
+		starts:    make(chan struct{}, maxStarts),
+		limits:    limits,
+		preparing: make(chan struct{}, 1),
+		names:     map[string]string{},
+		ended:     map[string]endedAt{},
+	}, nil
+}
+
+// Info implements runtime.Runtime.
+func (r *Runtime) Info(ctx context.Context) (runtime.Info, error) {
+	info, err := call(ctx, r.engine, func(ctx context.Context) (runtime.Info, error) {
+		report, err := system.Info(ctx, nil)
+		if err != nil {
+			return runtime.Info{}, err
+		}
+		out := runtime.Info{Name: "podman", Version: report.Version.Version, StoreFree: -1}
+		if report.Host != nil {
+			out.CgroupV2 = report.Host.CgroupsVersion == "v2"
+			if report.Host.OCIRuntime != nil {
+				out.OCIRuntime = report.Host.OCIRuntime.Name
+			}
+		}
+		if s := report.Store; s != nil && s.GraphRootAllocated >= s.GraphRootUsed && s.GraphRootAllocated > 0 {
+			out.StoreFree = int64(s.GraphRootAllocated - s.GraphRootUsed)
+		}
+		return out, nil
+	})
+	if err != nil {
+		return runtime.Info{}, fmt.Errorf("ask podman for its version: %w", err)
+	}
+	return info, nil
+}
+
+// CheckVersion refuses an engine that is too old, in the user's words.
+func CheckVersion(info runtime.Info) error {
+	v, err := semver.ParseTolerant(info.Version)
+	if err != nil {
+		return fmt.Errorf("podman says its version is %q: %w", info.Version, err)
+	}
+	if v.Major < 4 || v.Major == 4 && v.Minor < 3 {
+		return fmt.Errorf("podman %s is too old: install 4.3 or newer (Debian 12 has it)", info.Version)
+	}
+	return nil
+}
+
+// slot waits until another creation or start may run; release with the function.
+func (r *Runtime) slot(ctx context.Context) (func(), error) {
+	select {
+	case r.starts <- struct{}{}:
+		return func() { <-r.starts }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}

@@ -1,0 +1,104 @@
+package podman
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rundigitalplatform/rookery/runtime"
+	"github.com/rundigitalplatform/rookery/runtime/runtimetest"
+)
+
+func TestConformance(t *testing.T) {
+	requirePodman(t)
+	program := buildGuest(t)
+	s := startService(t)
+	load(t, s, guestArchive(t, guestImage, program))
+	info, err := newRuntime(t, s.socket, "info").Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckVersion(info); err != nil {
+		t.Error(err)
+	}
+	if info.StoreFree <= 0 {
+		t.Errorf("info is %+v", info)
+	}
+	t.Run("suite", func(t *testing.T) {
+		runtimetest.Run(t, runtimetest.Subject{
+			Connect:   func(t *testing.T, owner string) runtime.Runtime { return newRuntime(t, s.socket, owner) },
+			Image:     guestImage,
+			Program:   guestProgram,
+			Archive:   guestArchive(t, "localhost/loaded:1", program),
+			Processes: true,
+		})
+	})
+}
+
+func TestUnavailable(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "none.sock")
+	r := newRuntime(t, socket, "a")
+	_, err := r.List(t.Context())
+	if !errors.Is(err, runtime.ErrUnavailable) || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "systemctl enable --now podman.socket") {
+		t.Errorf("error is %v", err)
+	}
+	_, err = r.Exec(t.Context(), "id", runtime.ExecOptions{Command: []string{"a"}})
+	if !errors.Is(err, runtime.ErrUnavailable) {
+		t.Errorf("exec: %v", err)
+	}
+	err = r.Events(t.Context(), nil, nil)
+	if !errors.Is(err, runtime.ErrUnavailable) {
+		t.Errorf("events: %v", err)
+	}
+}
+
+// TestHang calls an engine that accepts connections and never answers.
+func TestHang(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "hang.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	r := newRuntime(t, socket, "a")
+	for name, f := range map[string]func(context.Context) error{
+		"info": func(ctx context.Context) error { _, err := r.Info(ctx); return err },
+		"list": func(ctx context.Context) error { _, err := r.List(ctx); return err },
+		"run": func(ctx context.Context) error {
+			_, err := r.RunSandbox(ctx, runtime.SandboxSpec{Name: "a"})
+			return err
+		},
+		"stop":   func(ctx context.Context) error { return r.StopContainer(ctx, "a", time.Second) },
+		"remove": func(ctx context.Context) error { return r.RemoveSandbox(ctx, "a") },
+		"exec": func(ctx context.Context) error {
+			_, err := r.Exec(ctx, "a", runtime.ExecOptions{Command: []string{"a"}})
+			return err
+		},
+		"load": func(ctx context.Context) error { _, err := r.LoadImage(ctx, strings.NewReader("x")); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+			defer cancel()
+			began := time.Now()
+			if err := f(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("error is %v", err)
+			}
+			if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("returned after %s", took)
+			}
+		})
+	}
+}
+
+func TestCheckVersion(t *testing.T) {
+	for version, ok := range map[string]bool{"4.3.1": true, "4.3.0": true, "4.9.5-rhel": true, "5.2.0": true, "4.2.9": false, "3.4.4": false, "": false, "new": false} {
+		if err := CheckVersion(runtime.Info{Version: version}); (err == nil) != ok {
+			t.Errorf("%q: %v", version, err)
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package podman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containers/podman/v4/libpod/define"
+	"github.com/containers/podman/v4/pkg/bindings/containers"
+	"github.com/containers/podman/v4/pkg/bindings/pods"
+	"github.com/containers/podman/v4/pkg/domain/entities"
+
+	"github.com/rundigitalplatform/rookery/runtime"
+)
+
+// endedAt is what only an inspection tells of a container that has ended. It
+// holds as long as the end it was asked for is the last one.
+type endedAt struct {
+	exited int64 // ListContainer.ExitedAt it belongs to
+	oom    bool
+	err    string
+}
+
+func (r *Runtime) remember(id, name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.names[id] = name
+}
+
+func (r *Runtime) forget(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.names, id)
+}
+
+// sandboxName returns the name of a sandbox, from memory if it can.
+func (r *Runtime) sandboxName(ctx context.Context, id string) (string, error) {
+	r.mu.Lock()
+	name := r.names[id]
+	r.mu.Unlock()
+	if name != "" {
+		return name, nil
+	}
+	s, err := r.Inspect(ctx, id)
+	return s.Name, err
+}
+
+// List implements runtime.Runtime by two API calls and one more for each
+// container that ended since it was last looked at.
+func (r *Runtime) List(ctx context.Context) ([]runtime.Sandbox, error) {
+	out, err := r.list(ctx, "label", runtime.LabelOwner+"="+r.owner, "label")
+	if err != nil {
+		return nil, fmt.Errorf("list sandboxes: %w", err)
+	}
+	return out, nil
+}
+
+// Inspect implements runtime.Runtime.
+func (r *Runtime) Inspect(ctx context.Context, id string) (runtime.Sandbox, error) {
+	found, err := r.list(ctx, "id", id, "pod")
+	if err == nil && len(found) == 0 {
+		err = runtime.ErrNotFound
+	}
+	if err != nil {
+		return runtime.Sandbox{}, fmt.Errorf("inspect sandbox %s: %w", id, err)
+	}
+	return found[0], nil
+}
+
+// list asks for pods by one filter and for their containers by another. Pods come
+// first: a container whose pod is not known yet waits for the next look.
+func (r *Runtime) list(ctx context.Context, podFilter, value, containerFilter string) ([]runtime.Sandbox, error) {
+	podList, err := call(ctx, r.engine, func(ctx context.Context) ([]*entities.ListPodsReport, error) {
+		return pods.List(ctx, new(pods.ListOptions).WithFilters(map[string][]string{podFilter: {value}}))
+	})
+	if err != nil || len(podList) == 0 {
+		return nil, err
+	}
+	all, err := r.containersOf(ctx, containerFilter, value)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]runtime.Sandbox, len(podList))
+	byID := make(map[string]*runtime.Sandbox, len(podList))
+	for i, p := range podList {
+		out[i] = runtime.Sandbox{ID: p.Id, Name: p.Name, Labels: p.Labels, Created: p.Created}
+		byID[p.Id] = &out[i]
+		r.remember(p.Id, p.Name)
+	}
+	for _, c := range all {
+		s := byID[c.Pod]
+		if s == nil {
+			continue
+		}
+		if c.IsInfra {
+			if s.Running = c.State == define.ContainerStateRunning.String(); s.Running {
+				s.PID = c.Pid
+			}
+			continue
+		}
+		state := containerState(c)
+		if state.State == runtime.Exited {
+			if err := r.addEnd(ctx, &state, c.ExitedAt); errors.Is(err, runtime.ErrNotFound) {
+				continue // removed meanwhile
+			} else if err != nil {
+				return nil, err
+			}
+		}
+		s.Containers = append(s.Containers, state)
+	}
+	if podFilter == "label" {
+		r.forgetEnds(all)
+	}
+	return out, nil
+}
+
+func (r *Runtime) containersOf(ctx context.Context, filter, value string) ([]entities.ListContainer, error) {
+	return call(ctx, r.engine, func(ctx context.Context) ([]entities.ListContainer, error) {
+		return containers.List(ctx, new(containers.ListOptions).WithAll(true).WithFilters(map[string][]string{filter: {value}}))
+	})
+}
+
+// containerState is what a list tells of a container. Its times are to the second.
+func containerState(c entities.ListContainer) runtime.Container {
+	out := runtime.Container{
+		ID:      c.ID,
+		Name:    c.Labels[labelContainer],
+		Labels:  c.Labels,
+		Image:   c.Image,
+		ImageID: imageID(c.ImageID),
+		State:   state(c.State),
+		Created: c.Created,
+		Started: atSecond(c.StartedAt),
+	}
+	switch out.State {
+	case runtime.Running:
+		out.PID = c.Pid
+	case runtime.Exited:
+		out.Finished = atSecond(c.ExitedAt)
+		out.ExitCode = int(c.ExitCode)
+	}
+	return out
+}
+
+// state translates Podman's states, whose names are those of Docker.
+func state(s string) runtime.State {
+	switch s {
+	case define.ContainerStateConfigured.String(), define.ContainerStateCreated.String():
+		return runtime.Created
+	case define.ContainerStateRunning.String(), define.ContainerStatePaused.String(), define.ContainerStateStopping.String():
+		return runtime.Running
+	case define.ContainerStateStopped.String(), define.ContainerStateExited.String():
+		return runtime.Exited
+	}
+	return runtime.Unknown
+}
+
+// atSecond turns a list's time into ours: Podman sends the zero time as it is.
+func atSecond(seconds int64) time.Time {
+	if seconds <= 0 {
+		return time.Time{}
+	}
+	return time.Unix(seconds, 0)
+}
+
+func imageID(id string) string {
+	if id == "" || strings.HasPrefix(id, "sha256:") {
+		return id
+	}
+	return "sha256:" + id
+}
+
+// addEnd completes the state of a container that has ended.
+func (r *Runtime) addEnd(ctx context.Context, c *runtime.Container, exited int64) error {
+	r.mu.Lock()
+	end, ok := r.ended[c.ID]
+	r.mu.Unlock()
+	if !ok || end.exited != exited {
+		data, err := call(ctx, r.engine, func(ctx context.Context) (*define.InspectContainerData, error) {
+			return containers.Inspect(ctx, c.ID, nil)
+		})
+		if err != nil {
+			return err
+		}
+		end = endedAt{exited: exited}
+		if data.State != nil {
+			end.oom, end.err = data.State.OOMKilled, data.State.Error
+		}
+		r.mu.Lock()
+		r.ended[c.ID] = end
+		r.mu.Unlock()
+	}
+	c.OOMKilled, c.Error = end.oom, end.err
+	return nil
+}
+
+// forgetEnds drops what is known of containers that are gone.
+func (r *Runtime) forgetEnds(there []entities.ListContainer) {
+	ids := make(map[string]bool, len(there))
+	for _, c := range there {
+		ids[c.ID] = true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id := range r.ended {
+		if !ids[id] {
+			delete(r.ended, id)
+		}
+	}
+}
