@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // Config is the configuration file of a host's peer.
@@ -105,6 +107,20 @@ func (l *Lab) clientConfig() error {
 		return err
 	}
 	return os.WriteFile(l.path(Client, "admin.kubeconfig"), []byte(text), 0o600)
+}
+
+// Credentials writes the administrator's certificate and key as files, for
+// programs that read no kubeconfig, and returns their paths.
+func (l *Lab) Credentials() (cert, key string, err error) {
+	config, err := clientcmd.LoadFromFile(l.path(Client, "admin.kubeconfig"))
+	if err != nil {
+		return "", "", err
+	}
+	for _, user := range config.AuthInfos {
+		cert, key = l.path(Client, "admin.crt"), l.path(Client, "admin.key")
+		return cert, key, errors.Join(os.WriteFile(cert, user.ClientCertificateData, 0o600), os.WriteFile(key, user.ClientKeyData, 0o600))
+	}
+	return "", "", errors.New("the kubeconfig has no user")
 }
 
 // JSON runs a command in a host and decodes what it printed into v.

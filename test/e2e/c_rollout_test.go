@@ -1,0 +1,32 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// A rolling update and its undo, under 100 requests a second from a peer, from
+// the LAN and from a pod, fail no request.
+func TestRolloutFailsNoRequest(t *testing.T) {
+	scale(t, "h1", 6)
+	for _, step := range []struct{ change, image string }{
+		{"set image deployment/hello hello=localhost/hello:2", "localhost/hello:2"},
+		{"rollout undo deployment/hello", "localhost/hello:1"},
+	} {
+		host := startLoad(t, "h2", serviceURL, 50, 40*time.Second)
+		lan := startLoad(t, "client", "http://"+shared.Hosts[2].IP+":30080/", 50, 40*time.Second)
+		time.Sleep(time.Second) // so that the load runs before the update begins
+		sh(t, "h1", "rookery -n hello "+step.change)
+		sh(t, "h1", "rookery -n hello rollout status deployment/hello --timeout=120s")
+		for where, r := range map[string]report{"host": host(), "lan": lan()} {
+			t.Logf("%s: %s: %d requests, %d failed, %d pods", step.change, where, r.Sent, r.Failed, len(r.Pods))
+			if r.Failed > 0 {
+				t.Errorf("%s: from %s %d of %d requests failed: %v", step.change, where, r.Failed, r.Sent, r.Errors)
+			}
+		}
+		if got := sh(t, "h1", "rookery -n hello get pods -l app=hello -o jsonpath={.items[*].spec.containers[0].image}"); strings.Contains(strings.ReplaceAll(got, step.image, ""), "localhost/hello") {
+			t.Errorf("after %s the images are %s", step.change, got)
+		}
+	}
+}

@@ -1,0 +1,292 @@
+// Package e2e executes what Rookery promises on the real binary, with real
+// Podman, in the lab: three peers and a machine beside them. The tests share one
+// lab and run in the order of the files; each leaves it healthy.
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rundigitalplatform/rookery/test/lab"
+)
+
+// report mirrors what `hello load` prints.
+type report struct {
+	Sent, Failed              int
+	Pods                      map[string]int
+	FirstFailure, LastFailure time.Time
+	Errors                    map[string]int
+}
+
+// shared is the lab of three peers with the sample on it.
+var shared *lab.Lab
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("rookery-e2e-%d", os.Getpid()))
+	defer func() {
+		if os.Getenv("ROOKERY_KEEP_LAB") != "" {
+			fmt.Println("the lab is kept at", dir)
+			return
+		}
+		if err := lab.Down(context.Background(), dir); err != nil {
+			fmt.Fprintln(os.Stderr, "end lab:", err)
+		}
+	}()
+	l, err := lab.Up(ctx, lab.Options{Dir: dir, Peers: 3, Bin: "../../bin"}, func(s string) { fmt.Println("lab:", s) })
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "start lab:", err)
+		tailLogs(dir)
+		return 1
+	}
+	shared = l
+	if out, err := l.Run(ctx, "h1", "rookery", "apply", "-f", sample()); err != nil {
+		fmt.Fprintln(os.Stderr, "apply sample:", err, out)
+		tailLogs(dir)
+		return 1
+	}
+	code := m.Run()
+	if code != 0 {
+		tailLogs(dir)
+	}
+	return code
+}
+
+func sample() string {
+	path, err := filepath.Abs("../../configs/samples/hello.yaml")
+	if err != nil {
+		panic(err)
+	}
+	return path
+}
+
+// tailLogs shows the end of each peer's log, for those who read a CI run.
+func tailLogs(dir string) {
+	logs, _ := filepath.Glob(dir + "/*/*.log")
+	for _, path := range logs {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+		if len(lines) > 40 {
+			lines = lines[len(lines)-40:]
+		}
+		fmt.Fprintf(os.Stderr, "--- %s\n%s\n", path, strings.Join(lines, "\n"))
+	}
+}
+
+// must runs a command in a host and fails the test unless it succeeds.
+func must(t *testing.T, host string, argv ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	out, err := shared.Run(ctx, host, argv...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// sh runs a command line, split at spaces, in a host.
+func sh(t *testing.T, host, line string) string {
+	t.Helper()
+	return must(t, host, strings.Fields(line)...)
+}
+
+// refused runs a command that has to fail, and returns what it said.
+func refused(t *testing.T, host string, argv ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := shared.Run(ctx, host, argv...)
+	if err == nil {
+		t.Fatalf("%v succeeded, it should have been refused: %s", argv, out)
+	}
+	return out
+}
+
+// eventually polls what until it returns nil; the last error is what it says when time is up.
+func eventually(t *testing.T, within time.Duration, what func() error) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for {
+		err := what()
+		if err == nil {
+			return time.Since(began)
+		}
+		if time.Since(began) > within {
+			t.Fatalf("not within %s: %v", within, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+type pod struct {
+	Metadata struct {
+		Name, UID         string
+		DeletionTimestamp *string
+		OwnerReferences   []struct{ Name string }
+	}
+	Spec   struct{ NodeName string }
+	Status struct {
+		PodIP             string
+		Conditions        []struct{ Type, Status string }
+		ContainerStatuses []struct {
+			Name, ContainerID string
+			RestartCount      int
+		}
+	}
+}
+
+func (p pod) ready() bool {
+	if p.Metadata.DeletionTimestamp != nil {
+		return false
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == "Ready" {
+			return c.Status == "True"
+		}
+	}
+	return false
+}
+
+// pods lists the sample's pods as host sees them.
+func pods(t *testing.T, host string) []pod {
+	t.Helper()
+	var list struct{ Items []pod }
+	if err := shared.JSON(t.Context(), &list, host, "rookery", "-n", "hello", "get", "pods", "-l", "app=hello", "-o", "json"); err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+// scale sets the sample's replicas and waits until that many are Ready and no other is left.
+func scale(t *testing.T, host string, n int) []pod {
+	t.Helper()
+	sh(t, host, fmt.Sprintf("rookery -n hello scale deployment/hello --replicas %d", n))
+	var all []pod
+	eventually(t, 2*time.Minute, func() error {
+		all = pods(t, host)
+		ready := 0
+		for _, p := range all {
+			if p.ready() {
+				ready++
+			}
+		}
+		if ready != n || len(all) != n {
+			return fmt.Errorf("%d of %d pods are Ready, %d exist", ready, n, len(all))
+		}
+		return nil
+	})
+	return all
+}
+
+// allReady waits until every peer is a Ready node.
+func allReady(t *testing.T, within time.Duration) {
+	t.Helper()
+	eventually(t, within, func() error {
+		out, err := shared.Run(t.Context(), "h1", "rookery", "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		if err != nil || strings.Count(out, "True") != 3 {
+			return fmt.Errorf("Ready nodes: %s %v", out, err)
+		}
+		return nil
+	})
+}
+
+// startLoad begins requests at a fixed rate from a host; the function that it
+// returns waits for their end and reports.
+func startLoad(t *testing.T, host, url string, rate int, length time.Duration) func() report {
+	t.Helper()
+	cmd, err := shared.Command(context.Background(), host, shared.Bin+"/hello", "load", "-rate", fmt.Sprint(rate), "-for", length.String(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return func() report {
+		t.Helper()
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("load: %v %s", err, out.String())
+		}
+		return decode(t, out.String())
+	}
+}
+
+type peerStatus struct {
+	Quorum   bool
+	Missing  []string
+	Leader   string
+	Revision int64
+	Digest   string
+	Peers    []struct{ Name, State, Role string }
+}
+
+func status(ctx context.Context, host string) (s peerStatus, err error) {
+	err = shared.JSON(ctx, &s, host, "rookery", "status", "--json")
+	return s, err
+}
+
+// agree waits until all peers are at one revision with one state.
+func agree(t *testing.T) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		var seen []string
+		for _, h := range shared.Peers() {
+			s, err := status(t.Context(), h.Name)
+			if err != nil {
+				return err
+			}
+			seen = append(seen, fmt.Sprintf("%d %s", s.Revision, s.Digest))
+		}
+		if seen[0] != seen[1] || seen[1] != seen[2] {
+			return fmt.Errorf("states differ: %v", seen)
+		}
+		return nil
+	})
+}
+
+func leader(t *testing.T) string {
+	t.Helper()
+	var name string
+	eventually(t, 10*time.Second, func() error {
+		s, err := status(t.Context(), "h1")
+		if err == nil && s.Leader == "" {
+			err = fmt.Errorf("there is no leader")
+		}
+		name = s.Leader
+		return err
+	})
+	return name
+}
+
+func follower(t *testing.T) string {
+	t.Helper()
+	l := leader(t)
+	for _, h := range shared.Peers() {
+		if h.Name != l {
+			return h.Name
+		}
+	}
+	return ""
+}
+
+func decode(t *testing.T, out string) (r report) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	return r
+}
