@@ -1,0 +1,55 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/overlay"
+)
+
+// Clean removes every trace from the machine: devices, routes, rules and the
+// allocations. Pods that still run lose their network. It must not be called
+// while Run runs. Idempotent. Forwarding is left on: others may rely on it by now.
+func (n *Network) Clean(ctx context.Context) error {
+	var errs []error
+	links, err := overlay.Dump(netlink.LinkList)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("list devices: %w", err))
+	}
+	for _, link := range links {
+		name := link.Attrs().Name
+		ours := name == anchorDevice || name == overlay.WireGuardDevice || name == overlay.VXLANDevice ||
+			link.Type() == "veth" && strings.HasPrefix(name, devicePrefix) && len(name) == len(deviceName(""))
+		if ours {
+			errs = append(errs, overlay.DeleteLink(name))
+		}
+	}
+	for _, mark := range []netlink.RouteProtocol{overlay.PeerRoutes, localRoutes} {
+		routes, err := overlay.Routes(mark)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		for _, r := range routes {
+			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("remove route %s: %w", r.Dst, err))
+			}
+		}
+	}
+	if kernel, err := newNFT(); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, nft.New(kernel, n.log).Delete(ctx))
+	}
+	if err := os.Remove(n.ipamPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("remove pod addresses: %w", err))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,219 @@
+// Package network moves packets: it gives each pod of this peer its interface and
+// address, carries packets between peers, and (in network/services) balances
+// Services.
+//
+// Pods are routed, not bridged: each hangs on its own veth with a /32, so that
+// every packet passes the machine's own IP layer, where a Service's addresses
+// are translated forth and back, and where a packet with somebody else's source
+// address is dropped. See docs/design/packets.md.
+//
+// It leaves to others who the peers are and which of them live (cluster), when
+// a pod begins and ends (node) and names (dnsserver). cmd/rookery composes it:
+// [Network.Run] for the life of the daemon, [Network.SetPeers] whenever
+// membership changes; node calls [Network.Attach] and [Network.Detach].
+//
+// State in the kernel outlives the daemon, and the next start adopts it.
+// Everything happens in the network namespace of the process.
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/rundigitalplatform/rookery/network/ipam"
+	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/overlay"
+)
+
+// Peer is another peer as far as packets are concerned.
+type Peer = overlay.Peer
+
+// Key is a WireGuard key.
+type Key = overlay.Key
+
+// Config is what a [Network] is made from. All fields without a default are required.
+type Config struct {
+	Address     netip.Addr   // this peer's address on the network between the machines
+	PodCIDR     netip.Prefix // this peer's pod range; its first address becomes the peer's own
+	ClusterCIDR netip.Prefix // of all peers, e.g. 10.42.0.0/16
+	ServiceCIDR netip.Prefix // e.g. 10.43.0.0/16
+	DNS         netip.Addr   // address of the cluster DNS, local to each peer, e.g. 10.43.0.10
+	Backend     string       // "wireguard" (default), "vxlan" or "direct"
+	Key         Key          // WireGuard private key; not looked at by the other backends
+	Port        int          // UDP port of WireGuard, the same on every peer; default 51820
+	MTU         int          // of the network between the machines; default: that of the device with Address
+	Dir         string       // where ipam.json is kept
+	Log         *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.Backend == "" {
+		c.Backend = "wireguard"
+	}
+	if c.Port == 0 {
+		c.Port = 51820
+	}
+	return c
+}
+
+// Validate says what is wrong with the configuration, in the user's words.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	if _, err := overlay.Overhead(c.Backend); err != nil {
+		return err
+	}
+	switch {
+	case !c.Address.Is4():
+		return errors.New("the peer needs an IPv4 address")
+	case !c.PodCIDR.IsValid() || !c.ClusterCIDR.IsValid() || !c.ServiceCIDR.IsValid():
+		return errors.New("pod, cluster and service ranges must be set")
+	case !c.ClusterCIDR.Overlaps(c.PodCIDR) || c.ClusterCIDR.Bits() > c.PodCIDR.Bits():
+		return fmt.Errorf("pod range %s is not inside the cluster range %s", c.PodCIDR, c.ClusterCIDR)
+	case c.ClusterCIDR.Overlaps(c.ServiceCIDR):
+		return fmt.Errorf("service range %s and cluster range %s overlap: choose others", c.ServiceCIDR, c.ClusterCIDR)
+	case c.ClusterCIDR.Contains(c.Address) || c.ServiceCIDR.Contains(c.Address):
+		return fmt.Errorf("this machine's address %s is inside the cluster's own ranges: choose others", c.Address)
+	case !c.ServiceCIDR.Contains(c.DNS):
+		return fmt.Errorf("DNS address %s is not inside the service range %s", c.DNS, c.ServiceCIDR)
+	case c.Dir == "" || c.Log == nil:
+		return errors.New("directory and log must be set")
+	}
+	return nil
+}
+
+// Network is this peer's end of the pod network.
+type Network struct {
+	cfg   Config
+	log   *slog.Logger
+	ready chan struct{} // closed when what follows is set
+
+	pool    *ipam.Pool
+	table   *nft.Table
+	overlay *overlay.Overlay
+	mtu     int // of pods
+	sweep   chan struct{}
+
+	podsMu      sync.Mutex // one writer of the pods section
+	podsApplied uint64     // generation that is in the kernel, under podsMu
+	podsWanted  atomic.Uint64
+
+	attaching keyedMutex
+}
+
+// New returns a network that does nothing until [Network.Run].
+func New(cfg Config) (*Network, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Network{cfg: cfg.withDefaults(), log: cfg.Log, ready: make(chan struct{}), sweep: make(chan struct{}, 1)}, nil
+}
+
+// Ready is closed when pods can be attached. It stays open if Run fails.
+func (n *Network) Ready() <-chan struct{} { return n.ready }
+
+// Own is this peer's own address on the pod network.
+func (n *Network) Own() netip.Addr { return n.cfg.PodCIDR.Masked().Addr().Next() }
+
+// Run sets the peer's devices, routes and rules up, adopting what is there, and
+// keeps them until ctx ends. What can work without the daemon stays in the
+// kernel after that. It may be called once.
+func (n *Network) Run(ctx context.Context) error {
+	if err := n.setup(ctx); err != nil {
+		if n.overlay != nil {
+			err = errors.Join(err, n.overlay.Close())
+		}
+		return fmt.Errorf("set up pod network: %w", err)
+	}
+	close(n.ready)
+	n.log.Info("pod network is up", "backend", n.cfg.Backend, "range", n.cfg.PodCIDR, "mtu", n.mtu)
+	n.keep(ctx)
+	return n.overlay.Close()
+}
+
+// verifyEvery is how often the rules are checked for somebody else's flush; a
+// minute of broken Services is what a user who flushes them may see.
+const verifyEvery = time.Minute
+
+// sweepAfter is how long kernels before 6.2 may hold on to a chain that is not
+// referred to any more; it takes them milliseconds.
+const sweepAfter = time.Second
+
+func (n *Network) keep(ctx context.Context) {
+	verify := time.NewTicker(verifyEvery)
+	defer verify.Stop()
+	var sweep <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.sweep:
+			if sweep == nil {
+				sweep = time.After(sweepAfter)
+			}
+		case <-sweep:
+			sweep = nil
+			if _, err := n.table.Sweep(ctx); err != nil && ctx.Err() == nil {
+				n.log.Debug("unused chains are still held, trying again", "error", err)
+				sweep = time.After(sweepAfter)
+			}
+		case <-verify.C:
+			if err := n.table.Verify(ctx); err != nil && ctx.Err() == nil {
+				n.log.Error("rules could not be checked", "error", err)
+			}
+		}
+	}
+}
+
+// Apply brings one section of the table of rules to state; network/services
+// calls it. It waits for Ready.
+func (n *Network) Apply(ctx context.Context, section string, state nft.State) error {
+	if err := n.wait(ctx); err != nil {
+		return err
+	}
+	err := n.table.Set(ctx, section, state)
+	select {
+	case n.sweep <- struct{}{}:
+	default:
+	}
+	return err
+}
+
+// SetPeers makes the other peers of the cluster reachable, and only them. It is
+// idempotent and writes only what changed. It waits for Ready.
+func (n *Network) SetPeers(ctx context.Context, peers []Peer) error {
+	if err := n.wait(ctx); err != nil {
+		return err
+	}
+	return n.overlay.SetPeers(peers)
+}
+
+func (n *Network) wait(ctx context.Context) error {
+	select {
+	case <-n.ready:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the pod network: %w", context.Cause(ctx))
+	}
+}
+
+// tableName is our table; nothing outside it is ever touched.
+const tableName = "rookery"
+
+func newNFT() (knftables.Interface, error) {
+	i, err := knftables.New(knftables.IPv4Family, tableName)
+	if err != nil {
+		return nil, fmt.Errorf("use nftables: %w; install the package nftables, and run as root on a kernel with nf_tables", err)
+	}
+	return i, nil
+}
+
+func (n *Network) ipamPath() string { return filepath.Join(n.cfg.Dir, "ipam.json") }

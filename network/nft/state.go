@@ -1,0 +1,108 @@
+// Package nft keeps one nftables table equal to a wanted state, and writes no
+// more than what differs.
+//
+// The wanted state is plain data ([State]); several writers each own a section
+// of it ([Table.Set]). What is in the kernel when the process starts is read
+// once and adopted: a restart over an unchanged cluster writes nothing.
+// Nothing outside the table is looked at or touched.
+//
+// What the chains mean is left to the callers: package network for pods and
+// address translation, network/services for Services.
+package nft
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/knftables"
+)
+
+// State is what a section of the table shall hold. Names are unique across
+// sections.
+type State struct {
+	Chains map[string]Chain
+	Sets   map[string]Set
+}
+
+// NewState returns an empty state whose maps can be written to.
+func NewState() State {
+	return State{Chains: map[string]Chain{}, Sets: map[string]Set{}}
+}
+
+// Chain is a chain with its rules in nft syntax.
+type Chain struct {
+	Hook  *Hook // nil: a regular chain
+	Rules []string
+}
+
+// Hook makes a chain a base chain.
+type Hook struct {
+	Type     knftables.BaseChainType
+	Hook     knftables.BaseChainHook
+	Priority knftables.BaseChainPriority
+}
+
+// Set is a set, or a map if Map is true.
+type Set struct {
+	Map  bool
+	Type string // as in nft: "ipv4_addr . inet_service", for maps "ipv4_addr : verdict"
+	// Timeout makes the set one that the packet path fills (its elements are
+	// the kernel's, and never compared); zero for a set that Elements fills.
+	Timeout time.Duration
+	// Elements maps each key to its value ("" in sets). Parts are joined by " . ".
+	Elements map[string]string
+}
+
+func (c Chain) sameRules(o Chain) bool {
+	if len(c.Rules) != len(o.Rules) {
+		return false
+	}
+	for i := range c.Rules {
+		if c.Rules[i] != o.Rules[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// mark is the comment of a chain's first rule. nft gives rules back in another
+// spelling than it was given, so equality with the kernel is decided by this hash.
+func (c Chain) mark() string {
+	h := sha256.Sum256([]byte(strings.Join(c.Rules, "\n")))
+	return "v1:" + hex.EncodeToString(h[:12])
+}
+
+func chainObject(name string, c Chain) *knftables.Chain {
+	o := &knftables.Chain{Name: name}
+	if c.Hook != nil {
+		o.Type, o.Hook, o.Priority = &c.Hook.Type, &c.Hook.Hook, &c.Hook.Priority
+	}
+	return o
+}
+
+func setObject(name string, s Set) knftables.Object {
+	var flags []knftables.SetFlag
+	var timeout *time.Duration
+	if s.Timeout > 0 {
+		// "dynamic" is not needed by the docs, but some kernels add it by
+		// themselves and then refuse the declaration without it.
+		flags = []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}
+		timeout = &s.Timeout
+	}
+	if s.Map {
+		return &knftables.Map{Name: name, Type: s.Type, Flags: flags, Timeout: timeout}
+	}
+	return &knftables.Set{Name: name, Type: s.Type, Flags: flags, Timeout: timeout}
+}
+
+func elementObject(name string, s Set, key, value string) *knftables.Element {
+	e := &knftables.Element{Key: strings.Split(key, " . ")}
+	if s.Map {
+		e.Map, e.Value = name, strings.Split(value, " . ")
+	} else {
+		e.Set = name
+	}
+	return e
+}

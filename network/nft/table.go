@@ -1,0 +1,177 @@
+package nft
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+
+	"sigs.k8s.io/knftables"
+)
+
+// Table is one nftables table. All methods may be called concurrently; each
+// blocks while the nft program runs.
+type Table struct {
+	nft knftables.Interface
+	log *slog.Logger
+
+	mu       sync.Mutex
+	sections map[string]State // what was asked for
+	have     State            // what is in the kernel, as far as known
+	known    bool             // false: read the kernel before the next change
+	pending  map[string]bool  // sections that nobody has set yet
+	stale    []string         // emptied chains that wait to be deleted
+}
+
+// New returns the table that nft stands for. It does nothing yet. Until each of
+// the sections has been set once, what is in the kernel and belongs to none that was
+// set is left alone: it may be of one that is still to come.
+func New(nft knftables.Interface, log *slog.Logger, sections ...string) *Table {
+	t := &Table{nft: nft, log: log, sections: map[string]State{}, pending: map[string]bool{}}
+	for _, name := range sections {
+		t.pending[name] = true
+	}
+	return t
+}
+
+// Set makes state the content of a section and brings the kernel to it, in one
+// transaction: either all of it is there or nothing changed. Only what differs is
+// written. state must not be changed afterwards.
+//
+// On error the wanted state is kept and is applied by the next Set, [Table.Sync] or [Table.Verify].
+func (t *Table) Set(ctx context.Context, section string, state State) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sections[section] = state
+	delete(t.pending, section)
+	return t.sync(ctx)
+}
+
+// Sync brings the kernel to what the sections want.
+func (t *Table) Sync(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.sync(ctx)
+}
+
+func (t *Table) sync(ctx context.Context) error {
+	want := t.want()
+	if !t.known {
+		have, err := read(ctx, t.nft, want)
+		if err != nil {
+			return fmt.Errorf("read nftables table: %w", err)
+		}
+		t.have, t.known, t.stale = have, true, nil
+	}
+	if len(t.pending) > 0 {
+		keepOthers(t.have.Chains, want.Chains)
+		keepOthers(t.have.Sets, want.Sets)
+	}
+	tx := t.nft.NewTransaction()
+	if len(t.have.Chains)+len(t.have.Sets) == 0 {
+		tx.Add(&knftables.Table{})
+	}
+	stale := diff(tx, t.have, want)
+	// A chain that comes back before it was deleted is already there, empty.
+	if tx.NumOperations() > 0 {
+		if err := t.nft.Run(ctx, tx); err != nil {
+			t.known = false // somebody else may have changed the table
+			return fmt.Errorf("write nftables table (%d operations): %w", tx.NumOperations(), err)
+		}
+		t.log.Debug("nftables written", "operations", tx.NumOperations())
+	}
+	for _, name := range t.stale {
+		if _, back := want.Chains[name]; !back {
+			stale = append(stale, name)
+		}
+	}
+	t.have, t.stale = want, stale
+	// What others will want could not be compared yet.
+	t.known = len(t.pending) == 0
+	return nil
+}
+
+func keepOthers[V any](have, want map[string]V) {
+	for name, v := range have {
+		if _, ok := want[name]; !ok {
+			want[name] = v
+		}
+	}
+}
+
+// want merges the sections. The merged maps are new, the chains are shared.
+func (t *Table) want() State {
+	s := NewState()
+	for _, section := range t.sections {
+		maps.Copy(s.Chains, section.Chains)
+		maps.Copy(s.Sets, section.Sets)
+	}
+	return s
+}
+
+// Sweep deletes chains that earlier changes emptied. It is called some time
+// after them, because older kernels take a moment to let go; what is still in use
+// is tried again by the next Sweep. It tells whether nothing is left to do.
+func (t *Table) Sweep(ctx context.Context) (done bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.stale) == 0 {
+		return true, nil
+	}
+	slices.Sort(t.stale)
+	tx := t.nft.NewTransaction()
+	for _, name := range slices.Compact(t.stale) {
+		tx.Delete(&knftables.Chain{Name: name})
+	}
+	if err := t.nft.Run(ctx, tx); err != nil {
+		return false, fmt.Errorf("delete unused nftables chains: %w", err)
+	}
+	t.stale = nil
+	return true, nil
+}
+
+// Verify checks that the table in the kernel still has the objects that were
+// written, and writes them again if not: somebody may have flushed the rule set.
+func (t *Table) Verify(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known {
+		all, err := t.nft.ListAll(ctx)
+		if err != nil && !knftables.IsNotFound(err) {
+			return fmt.Errorf("list nftables table: %w", err)
+		}
+		chains, sets := all["chain"], append(slices.Clone(all["set"]), all["map"]...)
+		if containsAll(chains, t.have.Chains) && containsAll(sets, t.have.Sets) {
+			return nil
+		}
+		t.log.Warn("nftables table was changed by somebody else, writing it again")
+		t.known = false
+	}
+	return t.sync(ctx)
+}
+
+func containsAll[V any](names []string, want map[string]V) bool {
+	n := 0
+	for _, name := range names {
+		if _, ok := want[name]; ok {
+			n++
+		}
+	}
+	return n == len(want)
+}
+
+// Delete removes the table and forgets every section. Idempotent.
+func (t *Table) Delete(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tx := t.nft.NewTransaction()
+	tx.Add(&knftables.Table{}) // makes the deletion idempotent
+	tx.Delete(&knftables.Table{})
+	if err := t.nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("delete nftables table: %w", err)
+	}
+	t.sections, t.have, t.known, t.stale = map[string]State{}, State{}, false, nil
+	return nil
+}

@@ -1,0 +1,72 @@
+package overlay
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// userWireGuard is WireGuard in this process. Its device goes with the process;
+// the unreachable route of the whole pod network then keeps pod packets from
+// leaving by the default route.
+type userWireGuard struct {
+	cfg  Config
+	link netlink.Link
+	dev  *device.Device
+}
+
+func (w *userWireGuard) up() (netlink.Link, error) {
+	t, err := tun.CreateTUN(WireGuardDevice, w.cfg.MTU)
+	if err != nil {
+		return nil, fmt.Errorf("create device %s: %w; is /dev/net/tun there and usable?", WireGuardDevice, err)
+	}
+	log := &device.Logger{
+		Verbosef: func(string, ...any) {}, // a line for each packet of a handshake
+		Errorf: func(format string, args ...any) {
+			w.cfg.Log.Debug("wireguard", "message", fmt.Sprintf(format, args...))
+		},
+	}
+	w.dev = device.NewDevice(t, conn.NewDefaultBind(), log)
+	if err := w.dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(w.cfg.Key[:]), w.cfg.Port)); err != nil {
+		return nil, fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
+	}
+	if err := w.dev.Up(); err != nil {
+		return nil, fmt.Errorf("listen on UDP port %d for WireGuard: %w", w.cfg.Port, err)
+	}
+	if w.link, err = netlink.LinkByName(WireGuardDevice); err != nil {
+		return nil, fmt.Errorf("find device %s: %w", WireGuardDevice, err)
+	}
+	return w.link, netlink.LinkSetUp(w.link)
+}
+
+func (w *userWireGuard) add(p Peer, _ *Peer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(p.WireGuardKey[:]))
+	fmt.Fprintf(&b, "endpoint=%s\n", netip.AddrPortFrom(p.Endpoint, uint16(w.cfg.Port)))
+	fmt.Fprintf(&b, "persistent_keepalive_interval=0\nreplace_allowed_ips=true\nallowed_ip=%s\n", p.PodCIDR)
+	return w.dev.IpcSet(b.String())
+}
+
+func (w *userWireGuard) remove(p Peer) error {
+	return w.dev.IpcSet(fmt.Sprintf("public_key=%s\nremove=true\n", hex.EncodeToString(p.WireGuardKey[:])))
+}
+
+// prune has nothing to do: the device is as new as the process.
+func (w *userWireGuard) prune([]Peer) error { return nil }
+
+func (w *userWireGuard) route(Peer) netlink.Route {
+	return netlink.Route{LinkIndex: w.link.Attrs().Index, Scope: netlink.SCOPE_LINK}
+}
+
+func (w *userWireGuard) close() error {
+	if w.dev != nil {
+		w.dev.Close()
+	}
+	return nil
+}

@@ -1,0 +1,107 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// newWireGuard prefers the kernel's WireGuard, which keeps forwarding while the
+// daemon is away, over the one in this process.
+func newWireGuard(cfg Config) (backend, error) {
+	link, err := netlink.LinkByName(WireGuardDevice)
+	switch {
+	case err == nil && link.Type() == "wireguard":
+		return &kernelWireGuard{cfg: cfg}, nil
+	case err == nil: // a TUN device that outlived its process, or is being torn down
+		if err := DeleteLink(WireGuardDevice); err != nil {
+			return nil, err
+		}
+	case !errors.As(err, &netlink.LinkNotFoundError{}):
+		return nil, fmt.Errorf("find device %s: %w", WireGuardDevice, err)
+	}
+	err = netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: WireGuardDevice, MTU: cfg.MTU, TxQLen: -1}})
+	switch {
+	case err == nil:
+		return &kernelWireGuard{cfg: cfg}, nil
+	case errors.Is(err, unix.EOPNOTSUPP):
+		cfg.Log.Info("the kernel has no WireGuard, running it in this process")
+		return &userWireGuard{cfg: cfg}, nil
+	}
+	return nil, fmt.Errorf("create device %s: %w", WireGuardDevice, err)
+}
+
+// kernelWireGuard configures the kernel's WireGuard over generic netlink.
+type kernelWireGuard struct {
+	cfg  Config
+	link netlink.Link
+	ctl  *wgctrl.Client
+}
+
+func (w *kernelWireGuard) up() (netlink.Link, error) {
+	var err error
+	if w.link, err = netlink.LinkByName(WireGuardDevice); err != nil {
+		return nil, fmt.Errorf("find device %s: %w", WireGuardDevice, err)
+	}
+	if w.ctl, err = wgctrl.New(); err != nil {
+		return nil, fmt.Errorf("open WireGuard control: %w", err)
+	}
+	key := wgtypes.Key(w.cfg.Key)
+	if err := w.ctl.ConfigureDevice(WireGuardDevice, wgtypes.Config{PrivateKey: &key, ListenPort: &w.cfg.Port}); err != nil {
+		return nil, fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
+	}
+	if err := netlink.LinkSetMTU(w.link, w.cfg.MTU); err != nil {
+		return nil, fmt.Errorf("set MTU of %s: %w", WireGuardDevice, err)
+	}
+	return w.link, netlink.LinkSetUp(w.link)
+}
+
+func (w *kernelWireGuard) configure(p wgtypes.PeerConfig) error {
+	return w.ctl.ConfigureDevice(WireGuardDevice, wgtypes.Config{Peers: []wgtypes.PeerConfig{p}})
+}
+
+func (w *kernelWireGuard) add(p Peer, _ *Peer) error {
+	off := time.Duration(0) // an idle cluster sends nothing
+	return w.configure(wgtypes.PeerConfig{
+		PublicKey: wgtypes.Key(p.WireGuardKey), Endpoint: &net.UDPAddr{IP: p.Endpoint.AsSlice(), Port: w.cfg.Port},
+		PersistentKeepaliveInterval: &off, ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipNet(p.PodCIDR)},
+	})
+}
+
+func (w *kernelWireGuard) remove(p Peer) error {
+	return w.configure(wgtypes.PeerConfig{PublicKey: wgtypes.Key(p.WireGuardKey), Remove: true})
+}
+
+func (w *kernelWireGuard) prune(keep []Peer) error {
+	dev, err := w.ctl.Device(WireGuardDevice)
+	if err != nil {
+		return fmt.Errorf("read device %s: %w", WireGuardDevice, err)
+	}
+	for _, have := range dev.Peers {
+		if slices.ContainsFunc(keep, func(p Peer) bool { return wgtypes.Key(p.WireGuardKey) == have.PublicKey }) {
+			continue
+		}
+		if err := w.configure(wgtypes.PeerConfig{PublicKey: have.PublicKey, Remove: true}); err != nil {
+			return fmt.Errorf("remove old peer: %w", err)
+		}
+	}
+	return nil
+}
+
+func (w *kernelWireGuard) route(Peer) netlink.Route {
+	return netlink.Route{LinkIndex: w.link.Attrs().Index, Scope: netlink.SCOPE_LINK}
+}
+
+func (w *kernelWireGuard) close() error {
+	if w.ctl == nil {
+		return nil
+	}
+	return w.ctl.Close()
+}

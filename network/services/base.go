@@ -1,0 +1,42 @@
+package services
+
+import (
+	"fmt"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/rundigitalplatform/rookery/network/nft"
+)
+
+// base is the part of the table that is there with no Service at all: one
+// look-up for each new connection, however many Services there are.
+func base(self Self) nft.State {
+	s := nft.NewState()
+	s.Sets["service-ips"] = nft.Set{Map: true, Type: "ipv4_addr . inet_proto . inet_service : verdict", Elements: map[string]string{}}
+	s.Sets["service-nodeports"] = nft.Set{Map: true, Type: "inet_proto . inet_service : verdict", Elements: map[string]string{}}
+	s.Sets["nodeport-rejects"] = nft.Set{Type: "inet_proto . inet_service", Elements: map[string]string{}}
+
+	s.Chains["services"] = nft.Chain{Rules: []string{
+		"ip daddr . meta l4proto . th dport vmap @service-ips",
+		// Every address of the machine, but not loopback: a packet with a loopback
+		// address must not leave the machine.
+		"fib daddr type local ip daddr != 127.0.0.0/8 meta l4proto . th dport vmap @service-nodeports",
+	}}
+	hook := func(kind knftables.BaseChainType, at knftables.BaseChainHook, priority knftables.BaseChainPriority) *nft.Hook {
+		return &nft.Hook{Type: kind, Hook: at, Priority: priority}
+	}
+	s.Chains["nat-prerouting"] = nft.Chain{Hook: hook(knftables.NATType, knftables.PreroutingHook, knftables.DNATPriority), Rules: []string{"jump services"}}
+	// Priority dstnat by its number: nft has the name for prerouting only.
+	s.Chains["nat-output"] = nft.Chain{Hook: hook(knftables.NATType, knftables.OutputHook, "-100"), Rules: []string{"jump services"}}
+
+	// A packet that still has a service address after the look-up goes to no
+	// endpoint: there is none, or no such Service, or no such port.
+	s.Chains["refuse"] = nft.Chain{Rules: []string{"meta l4proto tcp reject with tcp reset", "reject"}}
+	refuse := fmt.Sprintf("ip daddr %s ip daddr != %s goto refuse", self.ServiceCIDR.Masked(), self.DNS)
+	s.Chains["filter-forward"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority), Rules: []string{refuse}}
+	s.Chains["filter-output"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.OutputHook, knftables.FilterPriority), Rules: []string{refuse}}
+	s.Chains["filter-input"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.InputHook, knftables.FilterPriority), Rules: []string{
+		"ct state new meta l4proto . th dport @nodeport-rejects goto refuse",
+	}}
+	return s
+}

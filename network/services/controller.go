@@ -1,0 +1,174 @@
+package services
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+	coreinformers "k8s.io/client-go/informers/core/v1"
+	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/rundigitalplatform/rookery/network/nft"
+)
+
+// Rules is where the rules go; package network's Network is one.
+type Rules interface {
+	// Apply makes state the content of the section, writing only what differs.
+	Apply(ctx context.Context, section string, state nft.State) error
+}
+
+// Config is what a [Controller] is made from; all fields but Alive and Changed are required.
+type Config struct {
+	Services coreinformers.ServiceInformer
+	Slices   discoveryinformers.EndpointSliceInformer
+	// Alive tells whether a node lives as far as is known right now; nil: all do.
+	// It must not block.
+	Alive func(node string) bool
+	// Changed gets a value whenever Alive's answers change. The rules follow at once.
+	Changed <-chan struct{}
+	Rules   Rules
+	Section string // of Rules
+	Self    Self
+	Log     *slog.Logger
+}
+
+// Controller keeps the rules equal to the Services.
+type Controller struct {
+	cfg   Config
+	dirty chan struct{}
+
+	// The rest belongs to Run.
+	last            table
+	lastSync        time.Time
+	noConntrackSaid bool
+}
+
+// New returns a controller that does nothing until Run.
+func New(cfg Config) *Controller {
+	if cfg.Alive == nil {
+		cfg.Alive = func(string) bool { return true }
+	}
+	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1)}
+}
+
+const (
+	// settle collects the burst that one change of a Deployment makes.
+	settle = 10 * time.Millisecond
+	// pace bounds how often rules are written while many things change.
+	pace = 50 * time.Millisecond
+	// retryMin and retryMax bound the pause after rules could not be written.
+	retryMin, retryMax = 100 * time.Millisecond, 5 * time.Second
+)
+
+// Run waits for the informers (which somebody else starts) and keeps the rules until
+// ctx ends. The rules stay.
+func (c *Controller) Run(ctx context.Context) error {
+	kick := cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { c.kick() }, UpdateFunc: func(_, _ any) { c.kick() }, DeleteFunc: func(any) { c.kick() },
+	}
+	for _, informer := range []cache.SharedIndexInformer{c.cfg.Services.Informer(), c.cfg.Slices.Informer()} {
+		handle, err := informer.AddEventHandler(kick)
+		if err != nil {
+			return fmt.Errorf("watch services: %w", err)
+		}
+		defer func() {
+			if err := informer.RemoveEventHandler(handle); err != nil {
+				c.cfg.Log.Warn("handler could not be removed", "error", err)
+			}
+		}()
+		// Rules from half a list would cut Services off that worked before the start.
+		if !cache.WaitForCacheSync(ctx.Done(), handle.HasSynced) {
+			return nil
+		}
+	}
+	c.kick()
+	c.loop(ctx)
+	return nil
+}
+
+func (c *Controller) loop(ctx context.Context) {
+	changed := c.cfg.Changed
+	var due <-chan time.Time
+	retry := retryMin
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-changed:
+			if !ok {
+				changed = nil
+				continue
+			}
+		case <-c.dirty:
+			if due == nil {
+				due = time.After(max(settle, pace-time.Since(c.lastSync)))
+			}
+			continue
+		case <-due:
+		}
+		due = nil
+		err := c.sync(ctx)
+		if err == nil {
+			retry = retryMin
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		c.cfg.Log.Error("service rules could not be written, trying again", "error", err, "pause", retry)
+		due = time.After(retry)
+		retry = min(2*retry, retryMax)
+	}
+}
+
+func (c *Controller) kick() {
+	select {
+	case c.dirty <- struct{}{}:
+	default:
+	}
+}
+
+func (c *Controller) sync(ctx context.Context) error {
+	start := time.Now()
+	services, err := c.cfg.Services.Lister().List(labels.Everything())
+	if err != nil {
+		return fmt.Errorf("list services: %w", err)
+	}
+	endpointSlices, err := c.cfg.Slices.Lister().List(labels.Everything())
+	if err != nil {
+		return fmt.Errorf("list endpoint slices: %w", err)
+	}
+	sortByName(services)
+	sortByName(endpointSlices)
+	want := desired(services, endpointSlices, c.cfg.Alive, c.cfg.Self)
+	if err := c.cfg.Rules.Apply(ctx, c.cfg.Section, want.rules); err != nil {
+		return err
+	}
+	// Only now: a flow that is forgotten earlier would be made again by the old rules.
+	if flows := stale(c.last, want); flows != nil {
+		c.forget(flows)
+	}
+	c.last, c.lastSync = want, time.Now()
+	c.cfg.Log.Debug("service rules are current", "services", len(services), "took", c.lastSync.Sub(start))
+	return nil
+}
+
+// forget deletes flows. A failure is no reason to write the rules again.
+func (c *Controller) forget(flows *staleFlows) {
+	n, err := flows.delete()
+	switch {
+	case errors.Is(err, errNoConntrack):
+		if !c.noConntrackSaid {
+			c.cfg.Log.Warn("stale connections cannot be ended", "error", err)
+			c.noConntrackSaid = true
+		}
+	case err != nil:
+		c.cfg.Log.Warn("stale connections could not be ended", "error", err)
+	case n > 0:
+		c.cfg.Log.Info("ended stale connections", "connections", n, "dead endpoints", len(flows.newDead))
+	}
+}

@@ -1,0 +1,250 @@
+// Package services balances Kubernetes Services over their endpoints by
+// nftables, on this peer and for everything that starts here: pods, the machine
+// itself and what comes in by a NodePort.
+//
+// What the rules shall be is computed purely ([desired]) from the Services, their
+// EndpointSlices and who is alive; package nft writes the difference. Names are left
+// to dnsserver, endpoints to the controllers, the way to a pod to package network.
+// cmd/rookery runs a [Controller].
+package services
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/rundigitalplatform/rookery/network/nft"
+)
+
+// Self is what the rules need to know of the peer they are for.
+type Self struct {
+	Node        string // the peer's name
+	ClusterCIDR netip.Prefix
+	ServiceCIDR netip.Prefix
+	DNS         netip.Addr // in ServiceCIDR, answered by the peer itself and never balanced
+}
+
+// frontend is where clients connect to; the address is zero for a NodePort.
+type frontend struct {
+	proto corev1.Protocol
+	addr  netip.Addr
+	port  uint16
+}
+
+// table is what is wanted: the rules, and what connection tracking must agree with.
+type table struct {
+	rules nft.State
+	udp   map[frontend]map[netip.AddrPort]struct{} // all endpoints of each UDP frontend
+	dead  map[netip.Addr]struct{}                  // endpoints on dead nodes
+}
+
+// desired computes the table. It is pure; alive is asked for other nodes only.
+func desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, alive func(node string) bool, self Self) table {
+	t := table{rules: base(self), udp: map[frontend]map[netip.AddrPort]struct{}{}, dead: map[netip.Addr]struct{}{}}
+	bySvc := map[string][]*discoveryv1.EndpointSlice{}
+	for _, s := range endpointSlices {
+		key := s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
+		bySvc[key] = append(bySvc[key], s)
+	}
+	for _, svc := range services {
+		if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == "" || svc.Spec.ClusterIP == corev1.ClusterIPNone {
+			continue
+		}
+		of := bySvc[svc.Namespace+"/"+svc.Name]
+		for _, port := range svc.Spec.Ports {
+			p := svcPort{t: &t, self: self, svc: svc, port: port, proto: strings.ToLower(string(protocol(port)))}
+			p.name = fmt.Sprintf("%s/%s/%s/%s", svc.Namespace, svc.Name, p.proto, portName(port))
+			p.write(portEndpoints(of, port, alive, self, t.dead))
+		}
+	}
+	return t
+}
+
+func portName(p corev1.ServicePort) string {
+	if p.Name != "" {
+		return p.Name
+	}
+	return fmt.Sprint(p.Port) // a port name has a letter, so this is not one
+}
+
+// svcPort writes the rules of one port of one Service. Every chain and set
+// carries the port's name, so that one Service's change rewrites no other's.
+type svcPort struct {
+	t     *table
+	self  Self
+	svc   *corev1.Service
+	port  corev1.ServicePort
+	proto string // lower case
+	name  string
+}
+
+func (p *svcPort) write(all []endpoint) {
+	cluster, local := usable(all, false), usable(all, true)
+	internal, external := cluster, cluster
+	internalChain, externalChain := "cluster-"+p.name, "cluster-"+p.name
+	if it := p.svc.Spec.InternalTrafficPolicy; it != nil && *it == corev1.ServiceInternalTrafficPolicyLocal {
+		internal, internalChain = local, "local-"+p.name
+	}
+	outside := p.svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && p.hasExternal()
+	if outside {
+		external, externalChain = local, "external-"+p.name
+	}
+	p.track(cluster)
+	if len(cluster) == 0 {
+		// Nothing translates the ClusterIP, and what is left with a service
+		// address is refused; a NodePort must be refused by name.
+		if p.port.NodePort != 0 {
+			p.element("nodeport-rejects", fmt.Sprintf("%s . %d", p.proto, p.port.NodePort), "")
+		}
+		return
+	}
+	p.frontends(internalChain, externalChain)
+	p.balance(internalChain, internal)
+	if !outside {
+		if p.hasExternal() {
+			p.balance(externalChain, external)
+		}
+		return
+	}
+	// Who is inside is served by any endpoint: the policy protects the addresses
+	// of clients outside, and those inside are not translated anyway.
+	p.balance("cluster-"+p.name, cluster)
+	p.balance("local-"+p.name, local)
+	p.t.rules.Chains[externalChain] = nft.Chain{Rules: []string{
+		fmt.Sprintf("ip saddr %s goto cluster-%s", p.self.ClusterCIDR.Masked(), p.name),
+		"fib saddr type local goto cluster-" + p.name,
+		"goto local-" + p.name,
+	}}
+}
+
+func (p *svcPort) hasExternal() bool { return p.port.NodePort != 0 || len(p.externalAddrs()) > 0 }
+
+// externalAddrs are the addresses outside the service range that lead to the Service.
+func (p *svcPort) externalAddrs() []netip.Addr {
+	texts := append([]string(nil), p.svc.Spec.ExternalIPs...)
+	for _, in := range p.svc.Status.LoadBalancer.Ingress {
+		if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
+			texts = append(texts, in.IP)
+		}
+	}
+	return addrs(texts)
+}
+
+func addrs(texts []string) (out []netip.Addr) {
+	for _, text := range texts {
+		if a, err := netip.ParseAddr(text); err == nil && a.Is4() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func (p *svcPort) clusterAddrs() (out []netip.Addr) {
+	ips := p.svc.Spec.ClusterIPs
+	if len(ips) == 0 {
+		ips = []string{p.svc.Spec.ClusterIP}
+	}
+	for _, a := range addrs(ips) {
+		if a != p.self.DNS {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func (p *svcPort) frontends(internal, external string) {
+	for _, a := range p.clusterAddrs() {
+		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+internal)
+	}
+	for _, a := range p.externalAddrs() {
+		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+external)
+	}
+	if p.port.NodePort != 0 {
+		p.element("service-nodeports", fmt.Sprintf("%s . %d", p.proto, p.port.NodePort), "goto "+external)
+	}
+}
+
+// element adds to a map or set of the base; the first Service to claim a key keeps it.
+func (p *svcPort) element(set, key, value string) {
+	elements := p.t.rules.Sets[set].Elements
+	if _, taken := elements[key]; !taken {
+		elements[key] = value
+	}
+}
+
+// balance writes the chain that sends a new connection to one of the endpoints, each
+// as likely as the others.
+func (p *svcPort) balance(chain string, to []netip.AddrPort) {
+	var rules []string
+	sticky := p.svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP
+	switch {
+	case len(to) == 0:
+		rules = []string{"drop"} // a Local policy, and all endpoints are elsewhere
+	case sticky:
+		rules = p.stickyRules(to)
+	case len(to) == 1:
+		rules = []string{fmt.Sprintf("meta l4proto %s dnat to %s", p.proto, to[0])}
+	default:
+		var b strings.Builder
+		fmt.Fprintf(&b, "meta l4proto %s dnat ip addr . port to numgen random mod %d map {", p.proto, len(to))
+		for i, at := range to {
+			fmt.Fprintf(&b, "%s %d : %s . %d", comma(i), i, at.Addr(), at.Port())
+		}
+		rules = []string{b.String() + " }"}
+	}
+	p.t.rules.Chains[chain] = nft.Chain{Rules: rules}
+}
+
+// stickyRules send a client back to where it was, as long as that is still an
+// endpoint: each has a set of its clients, which forgets after the timeout.
+func (p *svcPort) stickyRules(to []netip.AddrPort) []string {
+	timeout := corev1.DefaultClientIPServiceAffinitySeconds
+	if c := p.svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		timeout = *c.ClientIP.TimeoutSeconds
+	}
+	var rules []string
+	var b strings.Builder
+	fmt.Fprintf(&b, "numgen random mod %d vmap {", len(to))
+	for i, at := range to {
+		id := fmt.Sprintf("%s__%s/%d", p.name, at.Addr(), at.Port())
+		// A set cannot change its timeout, so another timeout is another set.
+		set := fmt.Sprintf("affinity-%s-%d", id, timeout)
+		p.t.rules.Sets[set] = nft.Set{Type: "ipv4_addr", Timeout: time.Duration(timeout) * time.Second}
+		p.t.rules.Chains["endpoint-"+id] = nft.Chain{Rules: []string{
+			fmt.Sprintf("update @%s { ip saddr }", set),
+			fmt.Sprintf("meta l4proto %s dnat to %s", p.proto, at),
+		}}
+		rules = append(rules, fmt.Sprintf("ip saddr @%s goto endpoint-%s", set, id))
+		fmt.Fprintf(&b, "%s %d : goto endpoint-%s", comma(i), i, id)
+	}
+	return append(rules, b.String()+" }")
+}
+
+func comma(i int) string {
+	if i == 0 {
+		return ""
+	}
+	return ","
+}
+
+// track notes what tracked UDP flows must agree with: they have no end that
+// would make them choose again.
+func (p *svcPort) track(to []netip.AddrPort) {
+	if protocol(p.port) != corev1.ProtocolUDP {
+		return
+	}
+	set := map[netip.AddrPort]struct{}{}
+	for _, at := range to {
+		set[at] = struct{}{}
+	}
+	for _, a := range append(p.clusterAddrs(), p.externalAddrs()...) {
+		p.t.udp[frontend{corev1.ProtocolUDP, a, uint16(p.port.Port)}] = set
+	}
+	if p.port.NodePort != 0 {
+		p.t.udp[frontend{corev1.ProtocolUDP, netip.Addr{}, uint16(p.port.NodePort)}] = set
+	}
+}
