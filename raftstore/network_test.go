@@ -1,0 +1,81 @@
+package raftstore_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+)
+
+// network connects peers over loopback TCP by name, and cuts them off.
+type network struct {
+	mu    sync.Mutex
+	addrs map[string]string // peer/protocol: address
+	cut   map[string]bool
+	conns map[net.Conn][2]string
+}
+
+func newNetwork() *network {
+	return &network{addrs: map[string]string{}, cut: map[string]bool{}, conns: map[net.Conn][2]string{}}
+}
+
+// setCut takes a peer off the network, or puts it back.
+func (n *network) setCut(peer string, cut bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cut[peer] = cut
+	for conn, ends := range n.conns {
+		if cut && (ends[0] == peer || ends[1] == peer) {
+			conn.Close()
+			delete(n.conns, conn)
+		}
+	}
+}
+
+func (n *network) alive(peer string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.cut[peer]
+}
+
+// port is the Transport of one peer.
+type port struct {
+	t    testing.TB
+	net  *network
+	name string
+}
+
+func (p port) Dial(ctx context.Context, peer, protocol string) (net.Conn, error) {
+	p.net.mu.Lock()
+	addr, cut := p.net.addrs[peer+"/"+protocol], p.net.cut[peer] || p.net.cut[p.name]
+	p.net.mu.Unlock()
+	if cut || addr == "" {
+		return nil, fmt.Errorf("%s does not reach %s", p.name, peer)
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	p.net.mu.Lock()
+	defer p.net.mu.Unlock()
+	if p.net.cut[peer] || p.net.cut[p.name] {
+		conn.Close()
+		return nil, fmt.Errorf("%s does not reach %s", p.name, peer)
+	}
+	p.net.conns[conn] = [2]string{p.name, peer}
+	return conn, nil
+}
+
+func (p port) Listener(protocol string) net.Listener {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		p.t.Errorf("listen: %v", err)
+		return nil
+	}
+	p.net.mu.Lock()
+	defer p.net.mu.Unlock()
+	p.net.addrs[p.name+"/"+protocol] = l.Addr().String()
+	return l
+}
