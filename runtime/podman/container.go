@@ -23,7 +23,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, sandboxID string, spec ru
 }
 
 func (r *Runtime) createContainer(ctx context.Context, sandboxID string, spec runtime.ContainerSpec) (string, error) {
-	sandbox, err := r.sandboxName(ctx, sandboxID)
+	in, err := r.home(ctx, sandboxID)
 	if err != nil {
 		return "", err
 	}
@@ -34,7 +34,7 @@ func (r *Runtime) createContainer(ctx context.Context, sandboxID string, spec ru
 	defer release()
 	err = fmt.Errorf("image %q: %w", spec.Image, runtime.ErrNotFound)
 	for _, image := range runtime.Names(spec.Image) {
-		generator, specErr := containerSpec(r.owner, sandbox, sandboxID, image, spec, r.limits)
+		generator, specErr := containerSpec(r.owner, in, image, spec, r.limits)
 		if specErr != nil {
 			return "", specErr
 		}

@@ -166,11 +166,14 @@ func (e *engine) unavailable(err error) error {
 // explainModel maps an error that Podman answered. It has one status, 500, for
 // most of them; its field "cause" is the text of a libpod error and meant for this.
 func explainModel(model *errorhandling.ErrorModel) error {
-	const nameInUse = "that name is already in use" // containers/storage ErrDuplicateName
+	const (
+		nameInUse    = "that name is already in use" // containers/storage ErrDuplicateName
+		imageUnknown = "image not known"             // containers/storage ErrImageUnknown
+	)
 	switch model.Because {
 	case define.ErrPodExists.Error(), define.ErrCtrExists.Error(), nameInUse:
 		return fmt.Errorf("%w: %s", runtime.ErrExists, model.Message)
-	case define.ErrNoSuchPod.Error(), define.ErrNoSuchCtr.Error(), define.ErrPodRemoved.Error(), define.ErrCtrRemoved.Error():
+	case define.ErrNoSuchPod.Error(), define.ErrNoSuchCtr.Error(), define.ErrPodRemoved.Error(), define.ErrCtrRemoved.Error(), imageUnknown:
 		return fmt.Errorf("%w: %s", runtime.ErrNotFound, model.Message)
 	}
 	if model.ResponseCode == http.StatusNotFound {

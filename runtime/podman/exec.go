@@ -1,10 +1,13 @@
 package podman
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"syscall"
 	"time"
 
@@ -51,30 +54,61 @@ func (r *Runtime) exec(ctx context.Context, containerID string, opts runtime.Exe
 		return containers.ResizeExecTTY(ctx, session, new(containers.ResizeExecTTYOptions).WithHeight(int(size.Height)).WithWidth(int(size.Width)))
 	})
 	defer stop()
+	said := &head{to: orDiscard(opts.Stderr)}
+	opts.Stderr = said
+	if opts.TTY {
+		said.to = orDiscard(opts.Stdout)
+		opts.Stdout = said
+	}
 	if err := s.pump(ctx, opts.Streams); err != nil {
 		if ctx.Err() != nil {
 			go r.killExec(ctx, session)
 		}
 		return 0, err
 	}
-	return r.exitCode(ctx, session)
+	code, err := r.exitCode(ctx, session)
+	if err != nil {
+		return 0, err
+	}
+	return code, notStarted(code, said.data)
+}
+
+// head passes on what is written and keeps its beginning.
+type head struct {
+	to   io.Writer
+	data []byte
+}
+
+func (h *head) Write(p []byte) (int, error) {
+	const enough = 4096 // Podman's message about a failed start comes in one piece and first
+	h.data = append(h.data, p[:min(len(p), enough-len(h.data))]...)
+	return h.to.Write(p)
+}
+
+// notStarted tells a command that could not be started from one that exited with
+// the same code. Podman's only sign is a message on the command's own output.
+func notStarted(code int, said []byte) error {
+	const cannotRun, notFound = 126, 127 // as the shells have it
+	message, ok := bytes.CutPrefix(said, []byte("Error: "))
+	if !ok || code != cannotRun && code != notFound {
+		return nil
+	}
+	for _, cause := range []error{define.ErrOCIRuntimeNotFound, define.ErrOCIRuntimePermissionDenied, define.ErrOCIRuntime} {
+		if first, _, ok := bytes.Cut(message, []byte(cause.Error())); ok {
+			return errors.New(strings.TrimSuffix(string(first), ": "))
+		}
+	}
+	return nil
 }
 
 // exitCode waits for what the stream's end does not quite promise: that the code is recorded.
 func (r *Runtime) exitCode(ctx context.Context, session string) (int, error) {
-	const (
-		cannotRun = 126 // what Podman, as the shells, has for a command that cannot be started
-		notFound  = 127
-	)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		data, err := r.inspectExec(ctx, session)
 		if err != nil {
 			return 0, err
 		}
 		if !data.Running {
-			if (data.ExitCode == cannotRun || data.ExitCode == notFound) && data.Pid == 0 {
-				return 0, errors.New("the command cannot be started: is it in the image, and executable?")
-			}
 			return data.ExitCode, nil
 		}
 		select {

@@ -50,8 +50,8 @@ type Runtime struct {
 	prepared  bool
 
 	mu    sync.Mutex
-	names map[string]string  // sandbox id to SandboxSpec.Name
-	ended map[string]endedAt // container id to how its last run ended
+	homes map[string]home    // by sandbox id
+	ended map[string]endedAt // by container id: how its last run ended
 }
 
 var _ runtime.Runtime = (*Runtime)(nil)
@@ -72,7 +72,7 @@ func New(cfg Config) (*Runtime, error) {
 		starts:    make(chan struct{}, maxStarts),
 		limits:    limits,
 		preparing: make(chan struct{}, 1),
-		names:     map[string]string{},
+		homes:     map[string]home{},
 		ended:     map[string]endedAt{},
 	}, nil
 }

@@ -93,15 +93,16 @@ func (r *Runtime) runSandbox(ctx context.Context, spec runtime.SandboxSpec) (run
 		r.undo(ctx, id)
 		return runtime.Sandbox{}, err
 	}
-	r.remember(id, spec.Name)
-	return runtime.Sandbox{
+	s := runtime.Sandbox{
 		ID:      id,
 		Name:    spec.Name,
-		Labels:  labels(r.owner, spec.Name, spec.Labels),
+		Labels:  podSpec(r.owner, spec).PodSpecGen.Labels,
 		Created: infra.Created,
 		Running: true,
 		PID:     infra.State.Pid,
-	}, nil
+	}
+	r.remember(s)
+	return s, nil
 }
 
 func (r *Runtime) createPod(ctx context.Context, spec runtime.SandboxSpec) (string, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -23,28 +24,28 @@ type endedAt struct {
 	err    string
 }
 
-func (r *Runtime) remember(id, name string) {
+func (r *Runtime) remember(s runtime.Sandbox) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.names[id] = name
+	r.homes[s.ID] = homeOf(s)
 }
 
 func (r *Runtime) forget(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.names, id)
+	delete(r.homes, id)
 }
 
-// sandboxName returns the name of a sandbox, from memory if it can.
-func (r *Runtime) sandboxName(ctx context.Context, id string) (string, error) {
+// home returns what containers must know of a sandbox, from memory if it can.
+func (r *Runtime) home(ctx context.Context, id string) (home, error) {
 	r.mu.Lock()
-	name := r.names[id]
+	h, ok := r.homes[id]
 	r.mu.Unlock()
-	if name != "" {
-		return name, nil
+	if ok {
+		return h, nil
 	}
 	s, err := r.Inspect(ctx, id)
-	return s.Name, err
+	return homeOf(s), err
 }
 
 // List implements runtime.Runtime by two API calls and one more for each
@@ -87,7 +88,7 @@ func (r *Runtime) list(ctx context.Context, podFilter, value, containerFilter st
 	for i, p := range podList {
 		out[i] = runtime.Sandbox{ID: p.Id, Name: p.Name, Labels: p.Labels, Created: p.Created}
 		byID[p.Id] = &out[i]
-		r.remember(p.Id, p.Name)
+		r.remember(out[i])
 	}
 	for _, c := range all {
 		s := byID[c.Pod]
@@ -111,7 +112,7 @@ func (r *Runtime) list(ctx context.Context, podFilter, value, containerFilter st
 		s.Containers = append(s.Containers, state)
 	}
 	if podFilter == "label" {
-		r.forgetEnds(all)
+		r.forgetOthers(byID, all)
 	}
 	return out, nil
 }
@@ -196,17 +197,15 @@ func (r *Runtime) addEnd(ctx context.Context, c *runtime.Container, exited int64
 	return nil
 }
 
-// forgetEnds drops what is known of containers that are gone.
-func (r *Runtime) forgetEnds(there []entities.ListContainer) {
+// forgetOthers drops what is remembered of sandboxes and containers that are gone.
+// One that was created while the list was made is asked for again when needed.
+func (r *Runtime) forgetOthers(sandboxes map[string]*runtime.Sandbox, there []entities.ListContainer) {
 	ids := make(map[string]bool, len(there))
 	for _, c := range there {
 		ids[c.ID] = true
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id := range r.ended {
-		if !ids[id] {
-			delete(r.ended, id)
-		}
-	}
+	maps.DeleteFunc(r.ended, func(id string, _ endedAt) bool { return !ids[id] })
+	maps.DeleteFunc(r.homes, func(id string, _ home) bool { return sandboxes[id] == nil })
 }

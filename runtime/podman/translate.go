@@ -20,6 +20,10 @@ import (
 // Podman gives the sandbox's labels; its value is ContainerSpec.Name.
 const labelContainer = "io.rookery.container"
 
+// labelHostIPC on a pod says that its containers use the host's IPC namespace.
+// Podman 4.3 cannot give that to a pod, only to each container.
+const labelHostIPC = "io.rookery.host-ipc"
+
 // logDriver writes a file that is rotated by size and read by Logs.
 const logDriver = "k8s-file"
 
@@ -82,7 +86,8 @@ func podSpec(owner string, s runtime.SandboxSpec) *entities.PodSpec {
 		pod.Hostname = ""
 	}
 	if s.HostIPC {
-		pod.Ipc = specgen.Namespace{NSMode: specgen.Host}
+		pod.SharedNamespaces = []string{"net", "uts"}
+		pod.Labels[labelHostIPC] = "true"
 	}
 	if s.HostPID {
 		pod.Pid = specgen.Namespace{NSMode: specgen.Host}
@@ -93,13 +98,20 @@ func podSpec(owner string, s runtime.SandboxSpec) *entities.PodSpec {
 	return &entities.PodSpec{PodSpecGen: pod}
 }
 
-// containerSpec is the container c of the sandbox with the given name and pod
-// id, from the image called image.
-func containerSpec(owner, sandbox, podID, image string, c runtime.ContainerSpec, l limits) (*specgen.SpecGenerator, error) {
+// home is what a container must know of the sandbox that it is created in.
+type home struct {
+	id, name string
+	hostIPC  bool
+}
+
+func homeOf(s runtime.Sandbox) home { return home{s.ID, s.Name, s.Labels[labelHostIPC] != ""} }
+
+// containerSpec is the container c in the sandbox, from the image called image.
+func containerSpec(owner string, in home, image string, c runtime.ContainerSpec, l limits) (*specgen.SpecGenerator, error) {
 	g := &specgen.SpecGenerator{}
-	g.Name, g.Pod = c.Name, podID
+	g.Name, g.Pod = c.Name, in.id
 	g.Image, g.RawImageName = image, c.Image
-	g.Labels = labels(owner, sandbox, c.Labels)
+	g.Labels = labels(owner, in.name, c.Labels)
 	g.Labels[labelContainer] = c.Name
 	g.Entrypoint, g.Command = c.Command, c.Args
 	g.WorkDir = c.WorkDir
@@ -109,6 +121,9 @@ func containerSpec(owner, sandbox, podID, image string, c runtime.ContainerSpec,
 	g.UseImageResolvConf, g.UseImageHosts = true, true // Podman's own would shadow or race node's mounts
 	g.Systemd = "false"                                // the default guesses by the command's name
 	g.ImageVolumeMode = "anonymous"
+	if in.hostIPC {
+		g.IpcNS = specgen.Namespace{NSMode: specgen.Host}
+	}
 	if len(c.Env) > 0 {
 		g.Env = make(map[string]string, len(c.Env))
 		for _, e := range c.Env {

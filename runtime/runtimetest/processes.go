@@ -63,8 +63,12 @@ func testOOM(t *testing.T, f *fixture) {
 	s := f.sandbox("pod")
 	spec := f.spec("a", "eat")
 	spec.MemoryLimit = 32 << 20
+	info, err := f.rt.Info(f.ctx)
+	f.must("info", err)
 	id := f.start(s, spec)
-	if c := f.until(s, id, runtime.Exited); !c.OOMKilled || c.ExitCode != 137 {
+	c := f.until(s, id, runtime.Exited)
+	// With version 1 of cgroups conmon sees an OOM kill on some kernels only; the kill itself must happen.
+	if c.ExitCode != 137 || info.CgroupV2 && !c.OOMKilled {
 		t.Errorf("container without memory is %+v", c)
 	}
 }
@@ -89,6 +93,7 @@ func testNamespaces(t *testing.T, f *fixture) {
 	}
 	host, err := f.rt.RunSandbox(f.ctx, shared)
 	f.must("run", err)
+	f.rt = f.Connect(t, f.owner) // what it needs of the sandbox must survive the daemon
 	c = f.container(host, f.start(host, f.spec("b")))
 	for _, ns := range []string{"net", "ipc", "uts", "pid"} {
 		if link(c.PID, ns) != link(self, ns) {
@@ -101,7 +106,7 @@ func testNamespaces(t *testing.T, f *fixture) {
 	if link(c.PID, "pid") != link(together.PID, "pid") {
 		t.Error("processes are not shared")
 	}
-	f.must("stop", f.rt.StopContainer(f.ctx, c.ID, 5*time.Second))
+	f.must("stop", f.rt.StopContainer(f.ctx, f.listening(c.ID), 5*time.Second))
 	if c := f.container(together, c.ID); c.ExitCode != 0 {
 		t.Errorf("container is %+v", c)
 	}

@@ -97,7 +97,7 @@ func testExec(t *testing.T, f *fixture) {
 		}
 		testExecTTY(t, f, id)
 	}
-	f.must("stop", f.rt.StopContainer(f.ctx, id, 5*time.Second))
+	f.must("stop", f.rt.StopContainer(f.ctx, f.listening(id), 5*time.Second))
 	if _, err := f.rt.Exec(f.ctx, id, runtime.ExecOptions{Command: []string{f.Program, "exit", "0"}}); err == nil {
 		t.Error("exec in a stopped container is no error")
 	}

@@ -127,6 +127,18 @@ func (f *fixture) start(s runtime.Sandbox, spec runtime.ContainerSpec) string {
 	return id
 }
 
+// listening waits until a container's program does: a stop signal before it has
+// installed its handler would be lost.
+func (f *fixture) listening(id string) string {
+	f.t.Helper()
+	f.poll("the program runs", func() bool {
+		var out buffer
+		f.must("logs", f.rt.Logs(f.ctx, id, runtime.LogOptions{}, &out, nil))
+		return strings.HasPrefix(out.String(), "running\n")
+	})
+	return id
+}
+
 func (f *fixture) container(s runtime.Sandbox, id string) runtime.Container {
 	f.t.Helper()
 	now, err := f.rt.Inspect(f.ctx, s.ID)

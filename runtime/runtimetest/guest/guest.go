@@ -25,7 +25,7 @@ type Process struct {
 
 // Run does what Args say and returns the exit code. ctx ends when the process is killed.
 //
-//	run          until the stop signal; then prints "stopping" and exits with 0
+//	run          prints "running"; prints "stopping" at the stop signal and exits with 0
 //	ignore       until killed
 //	exit N       exits with N
 //	lines N      prints N lines on each of stdout and stderr, then does as run
@@ -41,6 +41,7 @@ func Run(ctx context.Context, p Process) int {
 	verb, args := p.Args[0], p.Args[1:]
 	switch verb {
 	case "run":
+		fmt.Fprintln(p.Stdout, "running")
 		return untilStopped(ctx, p)
 	case "ignore":
 		<-ctx.Done()
