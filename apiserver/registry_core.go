@@ -1,0 +1,97 @@
+package apiserver
+
+import (
+	"net/http"
+	"time"
+
+	"k8s.io/apiserver/pkg/registry/rest"
+	api "k8s.io/kubernetes/pkg/apis/core"
+	_ "k8s.io/kubernetes/pkg/apis/core/install"
+	kubelet "k8s.io/kubernetes/pkg/kubelet/client"
+	configmap "k8s.io/kubernetes/pkg/registry/core/configmap/storage"
+	endpoints "k8s.io/kubernetes/pkg/registry/core/endpoint/storage"
+	event "k8s.io/kubernetes/pkg/registry/core/event/storage"
+	limitrange "k8s.io/kubernetes/pkg/registry/core/limitrange/storage"
+	namespace "k8s.io/kubernetes/pkg/registry/core/namespace/storage"
+	node "k8s.io/kubernetes/pkg/registry/core/node/storage"
+	volume "k8s.io/kubernetes/pkg/registry/core/persistentvolume/storage"
+	claim "k8s.io/kubernetes/pkg/registry/core/persistentvolumeclaim/storage"
+	pod "k8s.io/kubernetes/pkg/registry/core/pod/storage"
+	podtemplate "k8s.io/kubernetes/pkg/registry/core/podtemplate/storage"
+	controller "k8s.io/kubernetes/pkg/registry/core/replicationcontroller/storage"
+	resourcequota "k8s.io/kubernetes/pkg/registry/core/resourcequota/storage"
+	secret "k8s.io/kubernetes/pkg/registry/core/secret/storage"
+	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
+	service "k8s.io/kubernetes/pkg/registry/core/service/storage"
+	serviceaccount "k8s.io/kubernetes/pkg/registry/core/serviceaccount/storage"
+)
+
+const (
+	// eventTTL is how long events are kept, in seconds: kube-apiserver's hour.
+	eventTTL = 3600
+	// maxTokenLife bounds what a TokenRequest may ask for: a day.
+	maxTokenLife = 24 * time.Hour
+)
+
+// core builds group "" and, since they are the same registry, returns the
+// events for group events.k8s.io.
+func (b *builder) core() (resources, rest.Storage) {
+	events, err := event.NewREST(b.options, eventTTL)
+	b.note(err)
+	secrets := one(b, secret.NewREST)
+	all := resources{
+		"configmaps":   one(b, configmap.NewREST),
+		"endpoints":    one(b, endpoints.NewREST),
+		"events":       events,
+		"limitranges":  one(b, limitrange.NewREST),
+		"podtemplates": one(b, podtemplate.NewREST),
+		"secrets":      secrets,
+	}
+	ns, nsStatus, nsFinalize, err := namespace.NewREST(b.options)
+	b.note(err)
+	all.add(resources{"namespaces": ns, "namespaces/status": nsStatus, "namespaces/finalize": nsFinalize})
+	withStatus(b, all, "resourcequotas", resourcequota.NewREST)
+	withStatus(b, all, "persistentvolumes", volume.NewREST)
+	withStatus(b, all, "persistentvolumeclaims", claim.NewREST)
+
+	rc, err := controller.NewStorage(b.options)
+	b.note(err)
+	all.add(resources{"replicationcontrollers": rc.Controller, "replicationcontrollers/status": rc.Status, "replicationcontrollers/scale": rc.Scale})
+
+	// The addresses of this configuration are never used: agents are found by b.agents.
+	nodes, err := node.NewStorage(b.options, kubelet.KubeletClientConfig{Port: 10250, PreferredAddressTypes: []string{string(api.NodeInternalIP)}}, b.proxy)
+	b.note(err)
+	pods, err := pod.NewStorage(b.options, b.agents, b.proxy, b.client.PolicyV1(), b.authz)
+	b.note(err)
+	if b.err != nil {
+		return nil, nil
+	}
+	nodes.Proxy.Connection = b.agents
+	all.add(resources{
+		"nodes": nodes.Node, "nodes/status": nodes.Status, "nodes/proxy": nodes.Proxy,
+		"bindings": pods.LegacyBinding,
+		"pods":     pods.Pod, "pods/status": pods.Status, "pods/binding": pods.Binding, "pods/eviction": pods.Eviction,
+		"pods/ephemeralcontainers": pods.EphemeralContainers, "pods/resize": pods.Resize,
+		"pods/log": pods.Log, "pods/exec": pods.Exec, "pods/attach": pods.Attach, "pods/portforward": pods.PortForward, "pods/proxy": pods.Proxy,
+	})
+
+	accounts, err := serviceaccount.NewREST(b.options, b.tokens, []string{Issuer}, b.authz, maxTokenLife, pods.Pod.Store, secrets, nodes.Node.Store,
+		// Tokens are not bound to webhook configurations: that kind is not served.
+		nil, nil, false, 0)
+	b.note(err)
+	if b.err != nil {
+		return nil, nil
+	}
+	all.add(resources{"serviceaccounts": accounts, "serviceaccounts/token": accounts.Token})
+	*b.bound = boundObjects{serviceAccounts: accounts, pods: pods.Pod, secrets: secrets, nodes: nodes.Node}
+
+	all.add(b.services(pods, b.proxy))
+	return all, events
+}
+
+func (b *builder) services(pods pod.PodStorage, proxy http.RoundTripper) resources {
+	family := b.addresses.IPFamily()
+	svc, status, svcProxy, err := service.NewREST(b.options, family, map[api.IPFamily]ipallocator.Interface{family: b.addresses}, b.nodePorts, endpointSlices{b.client}, pods.Pod, proxy)
+	b.note(err)
+	return resources{"services": &services{REST: svc, quorum: b.quorum}, "services/status": status, "services/proxy": svcProxy}
+}
