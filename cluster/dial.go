@@ -1,0 +1,102 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+)
+
+// dialTimeout bounds one try at one address; the deadline of ctx may be sooner.
+const dialTimeout = 3 * time.Second
+
+// ErrUnresolved says that nobody knows where a peer is.
+var ErrUnresolved = errors.New("the address of the peer is not known")
+
+// TLSConfig is for dialling the peer called name with our own certificate: the
+// other side must be that peer, whatever its address, and not removed. Each
+// call returns a new one; the caller sets NextProtos.
+func (p *Port) TLSConfig(name string) *tls.Config {
+	return &tls.Config{
+		MinVersion:           tls.VersionTLS13,
+		ServerName:           "", // peers are told apart by the certificate alone, see VerifyConnection
+		InsecureSkipVerify:   true,
+		GetClientCertificate: p.cfg.Identity.GetClientCertificate,
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			fp, err := p.cfg.Identity.VerifyServer(&cs, name)
+			if err != nil {
+				return err
+			}
+			return p.check(name, fp)
+		},
+	}
+}
+
+// Dial opens a connection to the peer's TLS port for a protocol (ALPN), trying
+// each address that Resolve gives until one answers. It blocks until the TLS handshake is
+// done or ctx ends.
+func (p *Port) Dial(ctx context.Context, name, protocol string) (net.Conn, error) {
+	var addrs []string
+	if p.cfg.Resolve != nil {
+		addrs = p.cfg.Resolve(name)
+	}
+	if len(addrs) == 0 {
+		return nil, fmt.Errorf("dial %s: %w", name, ErrUnresolved)
+	}
+	var errs []error
+	for _, addr := range addrs {
+		conn, err := p.dialAddr(ctx, name, addr, protocol)
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, fmt.Errorf("dial %s: %w", name, errors.Join(errs...))
+}
+
+func (p *Port) dialAddr(ctx context.Context, name, addr, protocol string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conf := p.TLSConfig(name)
+	conf.NextProtos = []string{protocol}
+	d := tls.Dialer{NetDialer: &net.Dialer{KeepAlive: 15 * time.Second}, Config: conf}
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	tc, ok := conn.(*tls.Conn)
+	if !ok {
+		conn.Close()
+		return nil, fmt.Errorf("dial %s: not a TLS connection", addr)
+	}
+	cs := tc.ConnectionState()
+	if cs.NegotiatedProtocol != protocol {
+		conn.Close()
+		return nil, fmt.Errorf("dial %s: it does not speak %s; is it an older Rookery?", addr, protocol)
+	}
+	fp, err := p.cfg.Identity.VerifyServer(&cs, name)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return p.track(tc, name, fp), nil
+}
+
+// HTTPTransport is for requests to the peer's paths between peers (logs, exec, …)
+// in HTTP/1.1, so that connections can be upgraded. The host of a request's URL is
+// not looked at. The caller closes idle connections.
+func (p *Port) HTTPTransport(name string) *http.Transport {
+	return &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return p.Dial(ctx, name, "http/1.1")
+		},
+		MaxIdleConnsPerHost: 4,
+		IdleConnTimeout:     90 * time.Second,
+	}
+}

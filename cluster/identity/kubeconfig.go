@@ -1,0 +1,74 @@
+package identity
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// DefaultServer is the API as a user on the peer itself reaches it.
+const DefaultServer = "https://127.0.0.1:6443"
+
+const kubeconfigFormat = `apiVersion: v1
+kind: Config
+clusters:
+- name: rookery
+  cluster:
+    server: %s
+    certificate-authority-data: %s
+users:
+- name: %s
+  user:
+    client-certificate-data: %s
+    client-key-data: %s
+contexts:
+- name: rookery
+  context:
+    cluster: rookery
+    user: %s
+current-context: rookery
+`
+
+// Kubeconfig makes a kubeconfig with a new client certificate in it; see
+// [Identity.IssueClient] for user, groups and ttl. An empty server means [DefaultServer].
+func (id *Identity) Kubeconfig(server, user string, groups []string, ttl time.Duration) ([]byte, error) {
+	if server == "" {
+		server = DefaultServer
+	}
+	cert, key, err := id.IssueClient(user, groups, ttl)
+	if err != nil {
+		return nil, err
+	}
+	b64 := base64.StdEncoding.EncodeToString
+	return fmt.Appendf(nil, kubeconfigFormat, quote(server), b64(id.CAPEM()), quote(user), b64(cert), b64(key), quote(user)), nil
+}
+
+// quote makes a YAML string: JSON's are YAML's.
+func quote(s string) string {
+	b, err := json.Marshal(s)
+	if err != nil { // a string always encodes
+		panic(err)
+	}
+	return string(b)
+}
+
+// KubeconfigPath is the administrator's kubeconfig in the data directory.
+func (id *Identity) KubeconfigPath() string { return filepath.Join(id.dir, "admin.kubeconfig") }
+
+// ensureKubeconfig writes the administrator's kubeconfig if it is not there:
+// it can always be made again from the CA, so it need not be part of the atomic whole.
+func (id *Identity) ensureKubeconfig() error {
+	if _, err := os.Stat(id.KubeconfigPath()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	data, err := id.Kubeconfig("", "admin", []string{"system:masters"}, 0)
+	if err != nil {
+		return err
+	}
+	return WriteFileAtomic(id.KubeconfigPath(), data)
+}
