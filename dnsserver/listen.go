@@ -1,0 +1,129 @@
+package dnsserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// rebindEvery is how often a taken address is tried again.
+	rebindEvery = time.Second
+	// tcpIdle is how long an idle tcp client may keep its connection (RFC 7766 asks for seconds).
+	tcpIdle = 5 * time.Second
+	// drain is how long answers under way may take when the server stops.
+	drain = time.Second
+)
+
+// serve binds one address and answers on it until ctx ends.
+func (s *Server) serve(ctx context.Context, network string, addr netip.AddrPort) error {
+	srv, err := s.bind(ctx, network, addr)
+	if err != nil || srv == nil {
+		return err
+	}
+	// Questions under way are cut when the server stops.
+	qctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	srv.Handler = dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) {
+		resp := fit(s.handle(qctx, req), req, network)
+		if err := w.WriteMsg(resp); err != nil {
+			s.logger.Debug("cannot send dns answer", "to", w.RemoteAddr(), "error", err)
+		}
+	})
+	started := make(chan struct{})
+	srv.NotifyStartedFunc = func() { close(started) }
+	done := make(chan error, 1)
+	go func() { done <- srv.ActivateAndServe() }()
+	select {
+	case err := <-done:
+		return err
+	case <-started:
+	}
+	s.logger.Info("dns server listens", "address", addr, "network", network)
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	stop, stopped := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer stopped()
+	if err := srv.ShutdownContext(stop); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("stop: %w", err)
+	}
+	return <-done
+}
+
+// bind opens the socket, again and again while the address is taken by somebody
+// else. It returns nil, nil when ctx ended first.
+func (s *Server) bind(ctx context.Context, network string, addr netip.AddrPort) (*dns.Server, error) {
+	lc := net.ListenConfig{Control: freebind(addr.Addr().Is6())}
+	for told := false; ; {
+		srv := &dns.Server{Net: network, UDPSize: dns.MaxMsgSize, IdleTimeout: func() time.Duration { return tcpIdle }}
+		var err error
+		if network == "udp" {
+			srv.PacketConn, err = lc.ListenPacket(ctx, network, addr.String())
+		} else {
+			srv.Listener, err = lc.Listen(ctx, network, addr.String())
+		}
+		switch {
+		case err == nil:
+			return srv, nil
+		case ctx.Err() != nil:
+			return nil, nil
+		case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EADDRNOTAVAIL):
+			if !told {
+				s.logger.Error("dns address is taken, trying again; pods cannot resolve names until it is free",
+					"address", addr, "network", network, "error", err, "cure", cure(err, addr))
+				told = true
+			}
+		default:
+			return nil, fmt.Errorf("%w (%s)", err, cure(err, addr))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(rebindEvery):
+		}
+	}
+}
+
+// cure says what the user can do about a bind error.
+func cure(err error, addr netip.AddrPort) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Sprintf("see who has it with `ss -lnptu sport = :%d` and stop it or make it listen on its own address only", addr.Port())
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return "run as root or give the binary CAP_NET_BIND_SERVICE"
+	case errors.Is(err, syscall.EAFNOSUPPORT):
+		return "this machine has no such address family; leave the address out of the configuration"
+	}
+	return "check that the address belongs to this machine"
+}
+
+// freebind lets a socket be bound before its address is on an interface.
+func freebind(v6 bool) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var opErr error
+		err := c.Control(func(fd uintptr) {
+			if v6 {
+				opErr = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+				return
+			}
+			opErr = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+		})
+		if err != nil {
+			return err
+		}
+		if opErr != nil {
+			return fmt.Errorf("set IP_FREEBIND: %w", opErr)
+		}
+		return nil
+	}
+}
