@@ -1,0 +1,223 @@
+// Package node is the agent of a peer: it does a kubelet's work for the pods bound
+// to it. It keeps the peer's Node object, turns pods into sandboxes and containers
+// through package runtime, mounts their volumes, probes them, reports their status
+// and serves logs, exec, attach and port forwarding.
+//
+// It talks to the API only through client-go. Packets are left to the Network that
+// it is given, liveness of peers to gossip: no heartbeat is ever written. Decisions
+// are in node/plan, pure; here they are carried out. cmd composes it.
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/rundigitalplatform/rookery/node/probe"
+	"github.com/rundigitalplatform/rookery/node/volumes"
+)
+
+// Agent runs the pods of one peer.
+type Agent struct {
+	cfg      Config
+	log      *slog.Logger
+	pods     corelisters.PodLister
+	services corelisters.ServiceLister
+	synced   []cache.InformerSynced
+	podsInf  cache.SharedIndexInformer
+	volumes  *volumes.Manager
+	objects  *objects
+	prober   *probe.Prober
+	node     *registrar
+	writer   *writer
+	events   record.EventRecorder
+	caster   record.EventBroadcaster
+	pulls    chan struct{} // a token for each pull that may run at once
+
+	mu      sync.Mutex
+	ctx     context.Context // of Run; nil before
+	closed  bool
+	wg      sync.WaitGroup
+	workers map[types.UID]*worker
+	listed  bool // the engine told once what runs
+	orphans map[string]bool
+}
+
+// maxPulls at once: more would share the same uplink and the same SD card.
+const maxPulls = 3
+
+// New prepares an agent and registers with the informers. It has no other effect.
+func New(cfg Config) (*Agent, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	core := cfg.Informers.Core().V1()
+	a := &Agent{
+		cfg:      cfg,
+		log:      cfg.Logger.With("room", "node"),
+		pods:     core.Pods().Lister(),
+		services: core.Services().Lister(),
+		podsInf:  core.Pods().Informer(),
+		prober:   probe.NewProber(),
+		pulls:    make(chan struct{}, maxPulls),
+		workers:  map[types.UID]*worker{},
+		orphans:  map[string]bool{},
+		caster:   record.NewBroadcaster(),
+	}
+	a.synced = []cache.InformerSynced{a.podsInf.HasSynced, core.Services().Informer().HasSynced}
+	a.events = a.caster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: cfg.Name})
+	a.volumes = volumes.New(cfg.Dir, tokens{cfg.Client})
+	a.objects = newObjects(cfg.Client, a.volumes.PodDir)
+	a.node = newRegistrar(cfg, core.Nodes(), a.log)
+	a.writer = newWriter(cfg.Client, a.pods, a.log)
+	return a, nil
+}
+
+// Run runs pods until ctx ends. Containers live on after that; the next Run adopts
+// them. It returns when all that it started is gone.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.mu.Lock()
+	a.ctx = ctx
+	a.mu.Unlock()
+	sink := startEvents(a.caster, a.cfg.Client)
+	defer sink()
+	defer a.close()
+	defer cancel()
+
+	a.spawn(func() { a.writer.run(ctx) })
+	a.spawn(func() { a.node.run(ctx, a.cfg.Runtime) })
+	if !cache.WaitForCacheSync(ctx.Done(), a.synced...) {
+		return nil
+	}
+	handle, err := a.podsInf.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { a.podChanged(obj.(*v1.Pod)) },
+		UpdateFunc: func(_, obj any) { a.podChanged(obj.(*v1.Pod)) },
+		DeleteFunc: func(obj any) {
+			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = gone.Obj
+			}
+			if pod, ok := obj.(*v1.Pod); ok {
+				a.podDeleted(pod)
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("watch pods: %w", err)
+	}
+	defer func() {
+		if err := a.podsInf.RemoveEventHandler(handle); err != nil {
+			a.log.Warn("remove event handler", "error", err)
+		}
+	}()
+	if !cache.WaitForCacheSync(ctx.Done(), handle.HasSynced) {
+		return nil
+	}
+	a.watchRuntime(ctx)
+	return nil
+}
+
+// spawn runs f unless the agent is closing; close waits for it.
+func (a *Agent) spawn(f func()) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return false
+	}
+	a.wg.Go(f)
+	return true
+}
+
+func (a *Agent) close() {
+	a.mu.Lock()
+	a.closed = true
+	workers := a.workers
+	a.workers = map[types.UID]*worker{}
+	a.mu.Unlock()
+	for _, w := range workers {
+		w.close()
+	}
+	a.wg.Wait()
+}
+
+func (a *Agent) worker(uid types.UID) *worker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.workers[uid]
+}
+
+func (a *Agent) allWorkers() []*worker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*worker, 0, len(a.workers))
+	for _, w := range a.workers {
+		out = append(out, w)
+	}
+	return out
+}
+
+func (a *Agent) isListed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.listed
+}
+
+func (a *Agent) podChanged(pod *v1.Pod) {
+	if pod.Spec.NodeName != a.cfg.Name {
+		return
+	}
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return
+	}
+	w := a.workers[pod.UID]
+	if w == nil {
+		w = newWorker(a, a.ctx, pod)
+		a.workers[pod.UID] = w
+	}
+	a.mu.Unlock()
+	w.update(pod)
+}
+
+func (a *Agent) podDeleted(pod *v1.Pod) {
+	if w := a.worker(pod.UID); w != nil {
+		w.podGone()
+	}
+}
+
+// drop forgets a pod of which nothing is left.
+func (a *Agent) drop(w *worker) {
+	a.mu.Lock()
+	if a.workers[w.uid] == w {
+		delete(a.workers, w.uid)
+	}
+	a.mu.Unlock()
+	a.writer.forget(w.uid)
+	w.close()
+}
+
+// serviceList is what pods see of Services in their environment.
+func (a *Agent) serviceList() []*v1.Service {
+	list, err := a.services.List(everything())
+	if err != nil {
+		a.log.Error("list services", "error", err) // a lister cannot fail but by a programming error
+		return nil
+	}
+	return list
+}
+
+// callTimeout bounds a call of the engine that should take well under a second;
+// generous, for an SD card under load.
+const callTimeout = 2 * time.Minute

@@ -1,0 +1,101 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/rundigitalplatform/rookery/node/plan"
+	"github.com/rundigitalplatform/rookery/node/spec"
+	"github.com/rundigitalplatform/rookery/node/stream"
+	"github.com/rundigitalplatform/rookery/runtime"
+)
+
+// Handler serves a kubelet's streaming endpoints for the pods of this peer:
+// /containerLogs, /exec, /attach and /portForward. It answers from local knowledge
+// only, on an island too. The caller decides who may use it.
+func (a *Agent) Handler() http.Handler {
+	return stream.Handler(streams{a}, a.cfg.Runtime, a.log)
+}
+
+// streams is stream.Pods.
+type streams struct{ a *Agent }
+
+func (s streams) find(namespace, name string) *worker {
+	for _, w := range s.a.allWorkers() {
+		if pod := w.spec(); pod.Namespace == namespace && pod.Name == name {
+			return w
+		}
+	}
+	return nil
+}
+
+// Has implements stream.Pods.
+func (s streams) Has(namespace, pod string) bool { return s.find(namespace, pod) != nil }
+
+// Container implements stream.Pods.
+func (s streams) Container(namespace, pod, name string, previous bool) (stream.Container, error) {
+	w := s.find(namespace, pod)
+	if w == nil {
+		return stream.Container{}, &stream.Error{Status: http.StatusNotFound, Message: fmt.Sprintf("pod %q is not on this peer", pod)}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if name == "" {
+		name = w.pod.Spec.Containers[0].Name
+	}
+	c := spec.Find(w.pod, name)
+	if c == nil {
+		return stream.Container{}, &stream.Error{Status: http.StatusNotFound, Message: fmt.Sprintf("container %q not found in pod %q", name, pod)}
+	}
+	actual := plan.Newest(w.sandbox, name)
+	if previous {
+		if actual = plan.Previous(w.sandbox, name); actual == nil {
+			return stream.Container{}, &stream.Error{Status: http.StatusBadRequest,
+				Message: fmt.Sprintf("previous terminated container %q in pod %q not found", name, pod)}
+		}
+	}
+	if actual == nil || actual.State == runtime.Created {
+		return stream.Container{}, &stream.Error{Status: http.StatusBadRequest,
+			Message: fmt.Sprintf("container %q in pod %q is waiting to start: %s", name, pod, w.waitingReason(name))}
+	}
+	return stream.Container{ID: actual.ID, Running: actual.State == runtime.Running, TTY: c.TTY, Stdin: c.Stdin}, nil
+}
+
+// waitingReason is what the status says. Called with mu.
+func (w *worker) waitingReason(name string) string {
+	if w.reported != nil {
+		pod := &v1.Pod{Status: *w.reported}
+		if s := oldStatus(pod, name); s != nil && s.State.Waiting != nil {
+			if s.State.Waiting.Message != "" {
+				return s.State.Waiting.Reason + ": " + s.State.Waiting.Message
+			}
+			return s.State.Waiting.Reason
+		}
+	}
+	return "ContainerCreating"
+}
+
+// Dial implements stream.Pods. It connects inside the pod's network namespace, so
+// that programs listening on its loopback are reached as kubectl's users expect.
+func (s streams) Dial(ctx context.Context, namespace, pod string, port int32) (net.Conn, error) {
+	w := s.find(namespace, pod)
+	if w == nil {
+		return nil, fmt.Errorf("pod %s/%s is not on this peer", namespace, pod)
+	}
+	w.mu.Lock()
+	sandbox, host := w.sandbox, w.pod.Spec.HostNetwork
+	w.mu.Unlock()
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))
+	if host {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	}
+	if sandbox == nil || !sandbox.Running || sandbox.PID == 0 {
+		return nil, fmt.Errorf("pod %s/%s is not running", namespace, pod)
+	}
+	return dialIn(ctx, sandbox.PID, address)
+}

@@ -1,0 +1,186 @@
+package node
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/rundigitalplatform/rookery/runtime"
+)
+
+// registrar keeps this peer's Node object right. It writes when something changed
+// and never to say that it is alive: that is gossip's. A Node that others declared
+// not ready while its peer is well is set right again.
+type registrar struct {
+	cfg  Config
+	inf  coreinformers.NodeInformer
+	log  *slog.Logger
+	wake chan struct{}
+
+	mu     sync.Mutex
+	engine error // why the engine is not there; nil: it is
+	info   runtime.Info
+	asked  bool // the engine answered or failed once
+	total  v1.ResourceList
+}
+
+func newRegistrar(cfg Config, inf coreinformers.NodeInformer, log *slog.Logger) *registrar {
+	inf.Informer() // asks the factory for it
+	return &registrar{cfg: cfg, inf: inf, log: log, wake: make(chan struct{}, 1), total: capacity(cfg)}
+}
+
+// checkNode is how often pressure on disk and memory is looked at.
+const checkNode = 10 * time.Second
+
+func (r *registrar) run(ctx context.Context, engine runtime.Runtime) {
+	handle, err := r.inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    r.changed,
+		UpdateFunc: func(_, obj any) { r.changed(obj) },
+		DeleteFunc: r.changed,
+	})
+	if err != nil {
+		r.log.Error("watch nodes", "error", err)
+	} else {
+		defer func() {
+			if err := r.inf.Informer().RemoveEventHandler(handle); err != nil {
+				r.log.Warn("remove event handler", "error", err)
+			}
+		}()
+	}
+	cache.WaitForCacheSync(ctx.Done(), r.inf.Informer().HasSynced)
+	r.ask(ctx, engine)
+	ticker := time.NewTicker(checkNode)
+	defer ticker.Stop()
+	backoff := time.Second
+	for {
+		var retry <-chan time.Time
+		if err := r.ensure(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("update node", "node", r.cfg.Name, "error", err, "retry", backoff)
+			retry = time.After(backoff)
+			backoff = min(2*backoff, 30*time.Second)
+		} else {
+			backoff = time.Second
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-retry:
+		case <-r.wake:
+		case <-ticker.C:
+		}
+	}
+}
+
+// ask asks the engine what it is.
+func (r *registrar) ask(ctx context.Context, engine runtime.Runtime) {
+	call, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	info, err := engine.Info(call)
+	r.mu.Lock()
+	r.asked, r.engine = true, err
+	if err == nil {
+		r.info = info
+	}
+	r.mu.Unlock()
+}
+
+func (r *registrar) changed(obj any) {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	if node, ok := obj.(*v1.Node); ok && node.Name == r.cfg.Name {
+		r.kick()
+	}
+}
+
+func (r *registrar) kick() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (r *registrar) engineUp() { r.setEngine(nil) }
+
+func (r *registrar) engineDown(err error) { r.setEngine(err) }
+
+func (r *registrar) setEngine(err error) {
+	r.mu.Lock()
+	changed := (r.engine == nil) != (err == nil)
+	r.engine = err
+	r.mu.Unlock()
+	if changed {
+		r.kick()
+	}
+}
+
+// ensure makes the Node what it should be. Nothing is written if it is already.
+func (r *registrar) ensure(ctx context.Context) error {
+	nodes := r.cfg.Client.CoreV1().Nodes()
+	have, err := r.inf.Lister().Get(r.cfg.Name)
+	if apierrors.IsNotFound(err) {
+		have, err = nodes.Get(ctx, r.cfg.Name, metav1.GetOptions{}) // the cache may be behind
+	}
+	if apierrors.IsNotFound(err) {
+		node := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: r.cfg.Name}}
+		r.fill(node)
+		have, err = nodes.Create(ctx, node, metav1.CreateOptions{})
+	}
+	if err != nil {
+		return err
+	}
+	want := have.DeepCopy()
+	r.fill(want)
+	if !equality.Semantic.DeepEqual(have.ObjectMeta, want.ObjectMeta) || !equality.Semantic.DeepEqual(have.Spec, want.Spec) {
+		if have, err = nodes.Update(ctx, want, metav1.UpdateOptions{}); err != nil {
+			return ignoreConflict(err)
+		}
+	}
+	want = have.DeepCopy()
+	r.status(want, time.Now())
+	if equality.Semantic.DeepEqual(have.Status, want.Status) {
+		return nil
+	}
+	_, err = nodes.UpdateStatus(ctx, want, metav1.UpdateOptions{})
+	return ignoreConflict(err)
+}
+
+// ignoreConflict: the newer object comes by the informer and leads here again.
+func ignoreConflict(err error) error {
+	if apierrors.IsConflict(err) {
+		return nil
+	}
+	return err
+}
+
+// fill sets what is ours of metadata and spec; taints and others' labels stay.
+func (r *registrar) fill(node *v1.Node) {
+	if node.Labels == nil {
+		node.Labels = map[string]string{}
+	}
+	for k, v := range r.labels() {
+		node.Labels[k] = v
+	}
+	if len(r.cfg.PodCIDRs) > 0 && node.Spec.PodCIDR == "" {
+		node.Spec.PodCIDR, node.Spec.PodCIDRs = r.cfg.PodCIDRs[0], r.cfg.PodCIDRs
+	}
+}
+
+func (r *registrar) labels() map[string]string {
+	out := map[string]string{}
+	for k, v := range r.cfg.Labels {
+		out[k] = v
+	}
+	out[v1.LabelHostname] = r.cfg.Name
+	out[v1.LabelOSStable] = "linux"
+	out[v1.LabelArchStable] = arch
+	return out
+}

@@ -1,0 +1,158 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/rundigitalplatform/rookery/node/plan"
+	"github.com/rundigitalplatform/rookery/node/spec"
+	"github.com/rundigitalplatform/rookery/runtime"
+)
+
+// waiting is why a container does not run, with kubelet's reason for it.
+type waiting struct {
+	reason, message string
+	retry           time.Duration
+}
+
+// retryConfig is when a container is tried again whose spec or objects are at fault,
+// as often as kubelet does.
+const retryConfig = 10 * time.Second
+
+// start brings one attempt of a container to run: image, create, start, postStart.
+func (w *worker) start(ctx context.Context, action plan.Action) {
+	w.mu.Lock()
+	pod, sandbox := w.pod, w.sandbox
+	w.mu.Unlock()
+	c := spec.Find(pod, action.Container)
+	if c == nil || sandbox == nil {
+		return
+	}
+	image, fault := w.ensureImage(ctx, pod, c)
+	if fault == nil {
+		fault = w.createAndStart(ctx, pod, sandbox, c, image, action.Attempt)
+	}
+	if fault == nil || ctx.Err() != nil {
+		return
+	}
+	w.mu.Lock()
+	m := w.memory[c.Name]
+	m.Waiting = &v1.ContainerStateWaiting{Reason: fault.reason, Message: fault.message}
+	m.Retry = time.Now().Add(fault.retry)
+	m.Tries++
+	w.mu.Unlock()
+	w.a.log.Warn("start container", "pod", w.name(), "container", c.Name, "reason", fault.reason, "error", fault.message)
+}
+
+func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runtime.Sandbox, c *v1.Container, image runtime.Image, attempt int) *waiting {
+	rt := w.a.cfg.Runtime
+	created, err := w.translate(ctx, pod, c, image, attempt)
+	if err != nil {
+		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
+		return &waiting{"CreateContainerConfigError", err.Error(), retryConfig}
+	}
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	id, err := rt.CreateContainer(call, sandbox.ID, created)
+	if errors.Is(err, runtime.ErrExists) {
+		// Left by a try that was cut short between creating and starting.
+		if err = w.removeLeftover(call, sandbox.ID, created.Name); err == nil {
+			id, err = rt.CreateContainer(call, sandbox.ID, created)
+		}
+	}
+	if err != nil {
+		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
+		return &waiting{"CreateContainerError", err.Error(), retryConfig}
+	}
+	w.mu.Lock()
+	m := w.memory[c.Name]
+	m.Restarted(attempt, w.endOf(sandbox, c.Name))
+	w.mine[id] = true
+	w.images[c.Name] = &image
+	w.mu.Unlock()
+	w.containerEvent(c.Name, v1.EventTypeNormal, "Created", "Container created")
+
+	if err := rt.StartContainer(call, id); err != nil {
+		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
+		w.mu.Lock()
+		now := metav1.Now()
+		m.Ended = &v1.ContainerStateTerminated{
+			ExitCode: 128, Reason: "StartError", Message: err.Error(), FinishedAt: now, ContainerID: "podman://" + id,
+		}
+		w.mu.Unlock()
+		return &waiting{"RunContainerError", err.Error(), 0}
+	}
+	w.containerEvent(c.Name, v1.EventTypeNormal, "Started", "Container started")
+	w.prune(ctx, sandbox, c.Name, attempt)
+	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
+		w.postStart(ctx, pod, c, id)
+	}
+	return nil
+}
+
+// endOf is how the attempt ended that is about to be replaced; nil: there was none.
+// Called with mu.
+func (w *worker) endOf(sandbox *runtime.Sandbox, name string) *v1.ContainerStateTerminated {
+	m := w.memory[name]
+	if m.Ended != nil {
+		return m.Ended
+	}
+	if old := plan.Newest(sandbox, name); old != nil && old.State == runtime.Exited && !m.Fresh {
+		return w.terminated(name, old)
+	}
+	return nil
+}
+
+// translate makes the container's spec from the pod's.
+func (w *worker) translate(ctx context.Context, pod *v1.Pod, c *v1.Container, image runtime.Image, attempt int) (runtime.ContainerSpec, error) {
+	objects, info := w.a.objects.forPod(ctx, pod.UID), w.info()
+	env, err := spec.Env(pod, c, info, objects)
+	if err != nil {
+		return runtime.ContainerSpec{}, err
+	}
+	mounts, err := w.a.volumes.Mounts(pod, c, attempt, env)
+	if err != nil {
+		return runtime.ContainerSpec{}, err
+	}
+	return spec.Container(pod, c, spec.Input{
+		Attempt: attempt, Info: info, Image: image, Mounts: mounts,
+		MemoryCapacity: w.a.node.memory(), SeccompDir: "/var/lib/kubelet/seccomp",
+	}, objects)
+}
+
+func (w *worker) removeLeftover(ctx context.Context, sandboxID, name string) error {
+	s, err := w.a.cfg.Runtime.Inspect(ctx, sandboxID)
+	if err != nil {
+		return err
+	}
+	for _, c := range s.Containers {
+		if c.Name == name {
+			return w.a.cfg.Runtime.RemoveContainer(ctx, c.ID)
+		}
+	}
+	return nil
+}
+
+// prune keeps the present attempt and the one before it, for `logs --previous`.
+func (w *worker) prune(ctx context.Context, sandbox *runtime.Sandbox, name string, attempt int) {
+	for _, c := range sandbox.Containers {
+		n, a, ok := spec.ContainerIdentity(c)
+		if !ok || n != name || a >= attempt-1 || c.State == runtime.Running {
+			continue
+		}
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		if err := w.a.cfg.Runtime.RemoveContainer(call, c.ID); err != nil {
+			w.a.log.Warn("remove old container", "pod", w.name(), "container", c.Name, "error", err)
+		}
+		cancel()
+		w.mu.Lock()
+		delete(w.messages, c.ID)
+		delete(w.mine, c.ID)
+		delete(w.unhealthy, c.ID)
+		w.mu.Unlock()
+	}
+}

@@ -1,0 +1,173 @@
+package node
+
+import (
+	"fmt"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/rundigitalplatform/rookery/node/plan"
+	"github.com/rundigitalplatform/rookery/node/spec"
+	"github.com/rundigitalplatform/rookery/node/status"
+	"github.com/rundigitalplatform/rookery/runtime"
+)
+
+// retryEngine is when an engine that did not answer is asked again; its events, or
+// its coming back, usually are sooner.
+const retryEngine = 5 * time.Second
+
+// step looks, decides, begins what is to be done and reports. It waits for nothing
+// but the look.
+func (w *worker) step() {
+	if !w.look() {
+		w.mu.Lock()
+		w.wakeAt(time.Now().Add(retryEngine))
+		w.mu.Unlock()
+		return
+	}
+	w.readMessages()
+	w.mu.Lock()
+	if w.closed || !w.known || w.dirty {
+		// Not known: the first list of the engine kicks again. Dirty: news came meanwhile.
+		again := w.known && !w.closed
+		w.again = w.again || again
+		w.mu.Unlock()
+		return
+	}
+	now := time.Now()
+	w.decideHalt(now)
+	w.syncProbes()
+	in := w.input(now)
+	plan.Observe(in, w.terminated)
+	var result plan.Result
+	if !w.refuse() {
+		result = plan.Next(in)
+	}
+	if result.Finished && w.halt.Since.IsZero() {
+		w.halt = plan.Halt{Since: now, Grace: podGrace(w.pod)}
+		w.again = true
+	}
+	for _, action := range result.Actions {
+		w.act(action)
+	}
+	if deadline := w.deadline(); w.halt.Since.IsZero() && !deadline.IsZero() && (result.Wake.IsZero() || deadline.Before(result.Wake)) {
+		result.Wake = deadline
+	}
+	w.wakeAt(result.Wake)
+	st := w.report(now, result.Done)
+	pod, gone := w.pod, w.gone
+	remove := result.Done && w.halt.Remove
+	w.mu.Unlock()
+
+	w.save()
+	switch {
+	case remove && gone:
+		w.a.drop(w)
+	default:
+		w.a.writer.submit(pod, st, remove)
+	}
+}
+
+// input is the snapshot that plan decides on. Called with mu.
+func (w *worker) input(now time.Time) plan.Input {
+	in := plan.Input{
+		Pod: w.pod, Now: now, Halt: w.halt, Sandbox: w.sandbox,
+		VolumesReady: w.volumes, Attached: w.attached, NotBefore: w.notBefore,
+		Memory: w.memory, Health: w.health(), Busy: map[string]plan.Task{},
+	}
+	in.TornDown = w.torn == 2 || w.torn == 1 && !w.halt.Remove
+	for name, t := range w.busy {
+		in.Busy[name] = t.Task
+	}
+	return in
+}
+
+// decideHalt notes that the pod has to end. What was decided once is not taken
+// back; only a delete may follow, and make it harder. Called with mu.
+func (w *worker) decideHalt(now time.Time) {
+	pod := w.pod
+	switch {
+	case w.gone || pod.DeletionTimestamp != nil:
+		grace := podGrace(pod)
+		if g := pod.DeletionGracePeriodSeconds; g != nil {
+			grace = time.Duration(*g) * time.Second
+		} else if w.gone {
+			grace = 0 // removed from the API without a word: by force
+		}
+		if !w.halt.Remove {
+			w.halt.Since = now
+			w.halt.Grace = grace
+		}
+		w.halt.Remove = true
+		w.halt.Grace = min(w.halt.Grace, grace)
+	case !w.halt.Since.IsZero():
+	case pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded:
+		w.halt = plan.Halt{Since: now, Grace: podGrace(pod)}
+	default:
+		if deadline := w.deadline(); !deadline.IsZero() && !now.Before(deadline) {
+			w.failed, w.message = "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
+			w.halt = plan.Halt{Since: now, Grace: podGrace(pod)}
+			w.a.events.Event(pod, v1.EventTypeNormal, "DeadlineExceeded", w.message)
+		}
+	}
+}
+
+// deadline is when activeDeadlineSeconds are over; zero: never. Called with mu.
+func (w *worker) deadline() time.Time {
+	s := w.pod.Spec.ActiveDeadlineSeconds
+	if s == nil {
+		return time.Time{}
+	}
+	start := w.pod.Status.StartTime
+	if start == nil && w.reported != nil {
+		start = w.reported.StartTime
+	}
+	if start == nil {
+		return time.Time{}
+	}
+	return start.Add(time.Duration(*s) * time.Second)
+}
+
+// refuse holds back a pod that asks for what this peer cannot give, and says so.
+// Called with mu.
+func (w *worker) refuse() bool {
+	if !w.halt.Since.IsZero() || w.sandbox != nil {
+		return false
+	}
+	reasons := spec.Refused(w.pod)
+	for _, reason := range reasons {
+		w.tellOnce("refused "+reason, v1.EventTypeWarning, "Unsupported", "%s", reason)
+	}
+	for _, reason := range spec.Ignored(w.pod) {
+		w.tellOnce("ignored "+reason, v1.EventTypeWarning, "Unsupported", "%s", reason)
+	}
+	if len(reasons) == 0 {
+		return false
+	}
+	for _, m := range w.memory {
+		m.Waiting = &v1.ContainerStateWaiting{Reason: "CreateContainerConfigError", Message: reasons[0]}
+	}
+	return true
+}
+
+// tellOnce records an event the first time in this daemon's life. Called with mu.
+func (w *worker) tellOnce(key, kind, reason, format string, args ...any) {
+	message := fmt.Sprintf(format, args...)
+	if w.told[key] == message {
+		return
+	}
+	w.told[key] = message
+	w.a.events.Event(w.pod, kind, reason, message)
+}
+
+// terminated translates a container that has exited. Called with mu.
+func (w *worker) terminated(_ string, c *runtime.Container) *v1.ContainerStateTerminated {
+	return status.Terminated(c, w.messages[c.ID])
+}
+
+func podGrace(pod *v1.Pod) time.Duration {
+	if g := pod.Spec.TerminationGracePeriodSeconds; g != nil {
+		return time.Duration(*g) * time.Second
+	}
+	return v1.DefaultTerminationGracePeriodSeconds * time.Second
+}

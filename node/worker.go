@@ -1,0 +1,329 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/rundigitalplatform/rookery/node/plan"
+	"github.com/rundigitalplatform/rookery/node/probe"
+	"github.com/rundigitalplatform/rookery/node/spec"
+	"github.com/rundigitalplatform/rookery/runtime"
+)
+
+// worker is one pod. Its step runs in one goroutine while there is something to do,
+// and in none when there is not. What takes long runs in tasks, one per container
+// and one for the pod as a whole; the end of a task leads to the next step.
+type worker struct {
+	a   *Agent
+	uid types.UID
+	ctx context.Context
+	end context.CancelFunc
+
+	mu      sync.Mutex
+	closed  bool
+	running bool // a goroutine steps
+	again   bool // and shall step once more
+	timer   *time.Timer
+
+	pod  *v1.Pod // newest from the API
+	gone bool    // it is not in the API any more
+
+	sandbox   *runtime.Sandbox
+	known     bool // the engine was asked for the sandbox since the daemon began
+	dirty     bool // sandbox may be out of date
+	dirtySeq  int  // counts changes, to see one that came while the engine was asked
+	busy      map[string]*task
+	memory    map[string]*plan.Memory
+	attempt   int // of the sandbox
+	volumes   bool
+	attached  bool
+	podIPs    []string
+	notBefore time.Time // of the next action for the whole pod
+	failures  int       // of such actions in a row
+	torn      int       // 1: stopped, 2: removed
+	halt      plan.Halt
+	failed    string // reason why the pod as a whole was given up
+	message   string
+	probes    map[string]*watched
+	mine      map[string]bool   // container ids that this daemon started
+	unhealthy map[string]string // container id → why it must be restarted
+	messages  map[string]string // container id → termination message
+	images    map[string]*runtime.Image
+	refused   bool
+	told      map[string]string // last message by kind of event, not to repeat it
+	reported  *v1.PodStatus
+	saved     []byte
+}
+
+type task struct {
+	plan.Task
+	cancel context.CancelFunc
+}
+
+type watched struct {
+	id  string
+	set *probe.Set
+}
+
+func newWorker(a *Agent, ctx context.Context, pod *v1.Pod) *worker {
+	ctx, end := context.WithCancel(ctx)
+	w := &worker{
+		a: a, uid: pod.UID, ctx: ctx, end: end, pod: pod,
+		// A pod that comes while the agent already knows what runs has no sandbox yet.
+		known:     a.listed,
+		busy:      map[string]*task{},
+		memory:    map[string]*plan.Memory{},
+		probes:    map[string]*watched{},
+		mine:      map[string]bool{},
+		unhealthy: map[string]string{},
+		messages:  map[string]string{},
+		images:    map[string]*runtime.Image{},
+		told:      map[string]string{},
+	}
+	w.load()
+	for _, c := range podContainers(pod) {
+		if w.memory[c.Name] == nil {
+			w.memory[c.Name] = remembered(pod, c.Name)
+		}
+	}
+	for _, ip := range pod.Status.PodIPs {
+		w.podIPs = append(w.podIPs, ip.IP)
+	}
+	return w
+}
+
+// remembered starts a memory from what the API last heard, for want of a better one.
+func remembered(pod *v1.Pod, name string) *plan.Memory {
+	m := plan.NewMemory()
+	if s := oldStatus(pod, name); s != nil && (s.RestartCount > 0 || s.ContainerID != "") {
+		m.Attempt = int(s.RestartCount)
+		m.Last = s.LastTerminationState.Terminated
+		if end := s.State.Terminated; end != nil {
+			m.Ended, m.Fresh = end, false
+		}
+	}
+	return m
+}
+
+func podContainers(pod *v1.Pod) []*v1.Container {
+	var out []*v1.Container
+	for i := range pod.Spec.InitContainers {
+		out = append(out, &pod.Spec.InitContainers[i])
+	}
+	for i := range pod.Spec.Containers {
+		out = append(out, &pod.Spec.Containers[i])
+	}
+	return out
+}
+
+func oldStatus(pod *v1.Pod, name string) *v1.ContainerStatus {
+	for _, list := range [][]v1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
+			}
+		}
+	}
+	return nil
+}
+
+// spec is the pod as last seen; it is never modified.
+func (w *worker) spec() *v1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pod
+}
+
+func (w *worker) update(pod *v1.Pod) {
+	w.mu.Lock()
+	w.pod = pod
+	w.mu.Unlock()
+	w.kick()
+}
+
+func (w *worker) podGone() {
+	w.mu.Lock()
+	w.gone = true
+	w.mu.Unlock()
+	w.kick()
+}
+
+// touch says that the engine has news of the pod.
+func (w *worker) touch() {
+	w.mu.Lock()
+	w.markDirty()
+	w.mu.Unlock()
+	w.kick()
+}
+
+func (w *worker) markDirty() {
+	w.dirty = true
+	w.dirtySeq++
+}
+
+// listed takes in what a list of all sandboxes, begun at that time, said of this pod.
+func (w *worker) listed(s *runtime.Sandbox, _ time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.known {
+		w.known = true
+		w.sandbox = s
+		if s != nil {
+			id, _ := spec.ParseSandboxName(s.Name)
+			w.attempt = id.Attempt
+		}
+		return
+	}
+	// A list is not in order with the events; it can only be a reason to look.
+	if !sameSandbox(w.sandbox, s) && len(w.busy) == 0 {
+		w.markDirty()
+	}
+}
+
+func (w *worker) kickIfNew() {
+	w.mu.Lock()
+	need := w.dirty || w.reported == nil
+	w.mu.Unlock()
+	if need {
+		w.kick()
+	}
+}
+
+func sameSandbox(a, b *runtime.Sandbox) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	if a.ID != b.ID || a.Running != b.Running || len(a.Containers) != len(b.Containers) {
+		return false
+	}
+	states := map[string]runtime.State{}
+	for _, c := range a.Containers {
+		states[c.ID] = c.State
+	}
+	for _, c := range b.Containers {
+		if states[c.ID] != c.State {
+			return false
+		}
+	}
+	return true
+}
+
+// kick makes the pod step, now or once more after the step that is under way.
+func (w *worker) kick() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return
+	}
+	if w.running {
+		w.again = true
+		return
+	}
+	w.running = w.a.spawn(w.loop)
+}
+
+func (w *worker) loop() {
+	for {
+		w.step()
+		w.mu.Lock()
+		if !w.again || w.closed {
+			w.running = false
+			w.mu.Unlock()
+			return
+		}
+		w.again = false
+		w.mu.Unlock()
+	}
+}
+
+// wakeAt kicks at that time; a sooner one that was asked for before is replaced,
+// for every step says anew when it wants to be woken. Called with mu.
+func (w *worker) wakeAt(at time.Time) {
+	if w.timer != nil {
+		w.timer.Stop()
+		w.timer = nil
+	}
+	if !at.IsZero() && !w.closed {
+		w.timer = time.AfterFunc(max(time.Until(at), 0), w.kick)
+	}
+}
+
+func (w *worker) close() {
+	w.mu.Lock()
+	w.closed = true
+	w.wakeAt(time.Time{})
+	probes := w.probes
+	w.probes = map[string]*watched{}
+	w.mu.Unlock()
+	w.end()
+	for _, p := range probes {
+		p.set.Cancel()
+	}
+}
+
+// launch runs f as the task of a container, or of the pod under "". Called with mu.
+func (w *worker) launch(key string, t plan.Task, f func(ctx context.Context)) {
+	ctx, cancel := context.WithCancel(w.ctx)
+	t.Since = time.Now()
+	w.busy[key] = &task{Task: t, cancel: cancel}
+	started := w.a.spawn(func() {
+		defer cancel()
+		f(ctx)
+		w.mu.Lock()
+		delete(w.busy, key)
+		w.markDirty()
+		w.mu.Unlock()
+		w.kick()
+	})
+	if !started {
+		cancel()
+	}
+}
+
+// look asks the engine for the sandbox until what it said is not older than the
+// last news of it. False: the engine did not answer; try later.
+func (w *worker) look() bool {
+	for {
+		w.mu.Lock()
+		if !w.dirty || w.sandbox == nil {
+			w.dirty = false
+			w.mu.Unlock()
+			return true
+		}
+		id, seq := w.sandbox.ID, w.dirtySeq
+		w.mu.Unlock()
+
+		ctx, cancel := context.WithTimeout(w.ctx, callTimeout)
+		s, err := w.a.cfg.Runtime.Inspect(ctx, id)
+		cancel()
+		w.mu.Lock()
+		switch {
+		case errors.Is(err, runtime.ErrNotFound):
+			if w.sandbox != nil && w.sandbox.ID == id {
+				w.sandbox, w.attached = nil, false
+			}
+		case err != nil:
+			w.mu.Unlock()
+			if w.ctx.Err() == nil {
+				w.a.log.Warn("inspect sandbox", "pod", w.name(), "error", err)
+			}
+			return false
+		case w.sandbox != nil && w.sandbox.ID == id:
+			w.sandbox = &s
+		}
+		if w.dirtySeq == seq {
+			w.dirty = false
+		}
+		w.mu.Unlock()
+	}
+}
+
+func (w *worker) name() string {
+	pod := w.spec()
+	return pod.Namespace + "/" + pod.Name
+}
