@@ -18,8 +18,10 @@ func (l *Lab) Config(h Host) string {
 	return fmt.Sprintf("name: %s\ndata-dir: %s/rookery\npodman-socket: %s/podman.sock\nadvertise-address: %s\n", h.Name, d, d, h.IP)
 }
 
-// form makes the lab's peers one cluster and waits until it is of use.
-func (l *Lab) form(ctx context.Context, flags []string, say func(string)) error {
+// Form makes the peers of a lab that was started Blank one cluster, with
+// further flags of `rookery up` and, if wanted, with the sample's image, and
+// waits until it is of use.
+func (l *Lab) Form(ctx context.Context, flags []string, say func(string), images bool) error {
 	first := l.Hosts[0]
 	for _, h := range l.Peers() {
 		if err := os.WriteFile(l.path(h.Name, "rookery.yaml"), []byte(l.Config(h)), 0o600); err != nil {
@@ -55,6 +57,9 @@ func (l *Lab) form(ctx context.Context, flags []string, say func(string)) error 
 	say("waiting until all peers are Ready")
 	if err := l.until(ctx, first.Name, "all peers are Ready", func() error { return l.ready(ctx, len(l.Peers())) }); err != nil {
 		return err
+	}
+	if !images {
+		return nil
 	}
 	say("loading the sample's image")
 	for _, image := range []string{"hello.tar", "busybox.tar"} {

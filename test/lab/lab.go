@@ -158,7 +158,7 @@ func Up(ctx context.Context, o Options, say func(string)) (*Lab, error) {
 	if o.Blank {
 		return l, nil
 	}
-	return l, l.form(ctx, o.Flags, say)
+	return l, l.Form(ctx, o.Flags, say, true)
 }
 
 // Down ends the lab and removes every trace of it. It may be called on what a

@@ -100,3 +100,39 @@ func ask(client *http.Client, url string) (string, error) {
 	}
 	return string(m[1]), nil
 }
+
+// pull reads a URL over and over on one connection and prints how fast that went.
+func pull(ctx context.Context, args []string, out io.Writer) error {
+	f := flag.NewFlagSet("pull", flag.ContinueOnError)
+	length := f.Duration("for", 3*time.Second, "for how long")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if f.NArg() != 1 {
+		return errors.New("usage: hello pull [-for D] URL")
+	}
+	var total int64
+	began := time.Now()
+	for time.Since(began) < *length && ctx.Err() == nil {
+		resp, err := http.Get(f.Arg(0))
+		if err != nil {
+			return err
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		total += n
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			return err
+		}
+	}
+	return json.NewEncoder(out).Encode(map[string]float64{"bytesPerSecond": float64(total) / time.Since(began).Seconds()})
+}
+
+// bulk answers with 64 MiB, enough to tell a path's throughput.
+func bulk(w http.ResponseWriter, _ *http.Request) {
+	block := make([]byte, 256<<10)
+	for range 256 {
+		if _, err := w.Write(block); err != nil {
+			return // the client has gone
+		}
+	}
+}

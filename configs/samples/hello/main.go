@@ -6,6 +6,7 @@
 //	hello counts   the sidecar, on :9090
 //	hello get URL  fetch a URL and print it, for use with exec
 //	hello load URL ask at a fixed rate and report what failed and who answered
+//	hello pull URL read at full speed and report how fast that was
 package main
 
 import (
@@ -45,8 +46,10 @@ func run(ctx context.Context, args []string) error {
 		return get(ctx, args[1], os.Stdout)
 	case len(args) > 1 && args[0] == "load":
 		return load(ctx, args[1:], os.Stdout)
+	case len(args) > 1 && args[0] == "pull":
+		return pull(ctx, args[1:], os.Stdout)
 	}
-	return errors.New("usage: hello serve | counts | get URL | load URL")
+	return errors.New("usage: hello serve | counts | get URL | load URL | pull URL")
 }
 
 func listen(ctx context.Context, addr string, h http.Handler) error {

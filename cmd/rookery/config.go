@@ -1,0 +1,280 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/agext/levenshtein"
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	defaultDataDir = "/var/lib/rookery"
+	defaultConfig  = "/etc/rookery/config.yaml"
+	envPrefix      = "ROOKERY_"
+)
+
+// config is how a peer is set up. Every value is a flag of `rookery up`, a key
+// of the configuration file and an environment variable (data-dir is
+// ROOKERY_DATA_DIR); a flag wins over the environment, that over the file.
+// configs/rookery.yaml explains each.
+type config struct {
+	Name             string
+	DataDir          string
+	AdvertiseAddress string
+	Port             uint16
+	GossipPort       uint16
+	WireGuardPort    uint16
+	Join             string
+	Token            string
+	PodCIDR          string
+	ServiceCIDR      string
+	ClusterDNS       string
+	ClusterDomain    string
+	NodePorts        string
+	Network          string
+	PodmanSocket     string
+	UpstreamDNS      []string
+	Labels           map[string]string
+	EvictAfter       time.Duration
+	LogLevel         string
+}
+
+// flags declares every setting once: name, default and meaning.
+func (c *config) flags(f *pflag.FlagSet) {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "" // then --name has to be given, and validate says so
+	}
+	f.StringVar(&c.Name, "name", strings.ToLower(strings.SplitN(host, ".", 2)[0]), "this peer's name, unique in the cluster")
+	f.StringVar(&c.DataDir, "data-dir", defaultDataDir, "where this peer keeps its state")
+	f.StringVar(&c.AdvertiseAddress, "advertise-address", "", "address at which the other peers reach this one (default: that of the interface with the default route, or the only one)")
+	f.Uint16Var(&c.Port, "port", 6443, "TCP port of the API, Raft and peer traffic")
+	f.Uint16Var(&c.GossipPort, "gossip-port", 7946, "TCP and UDP port of gossip")
+	f.Uint16Var(&c.WireGuardPort, "wireguard-port", 51820, "UDP port of the pod network's tunnels")
+	f.StringVar(&c.Join, "join", "", "HOST or HOST:PORT of any peer of the cluster to join; needed once")
+	f.StringVar(&c.Token, "token", "", "token to join with, from `rookery token create`; needed once")
+	f.StringVar(&c.PodCIDR, "pod-cidr", "10.42.0.0/16", "addresses of pods; each peer gets a /24. Fixed when the cluster is made")
+	f.StringVar(&c.ServiceCIDR, "service-cidr", "10.43.0.0/16", "addresses of Services. Fixed when the cluster is made")
+	f.StringVar(&c.ClusterDNS, "cluster-dns", "10.43.0.10", "address of the cluster's DNS, local to each peer. Fixed when the cluster is made")
+	f.StringVar(&c.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of the cluster. Fixed when the cluster is made")
+	f.StringVar(&c.NodePorts, "node-ports", "30000-32767", "ports of NodePort Services")
+	f.StringVar(&c.Network, "network", "wireguard", "pod network between peers: wireguard or vxlan. Fixed when the cluster is made")
+	f.StringVar(&c.PodmanSocket, "podman-socket", "/run/podman/podman.sock", "where Podman's API listens")
+	f.StringSliceVar(&c.UpstreamDNS, "upstream-dns", nil, "DNS servers for names outside the cluster (default: those of /etc/resolv.conf)")
+	f.StringToStringVar(&c.Labels, "labels", nil, "labels of this peer's Node, KEY=VALUE")
+	f.DurationVar(&c.EvictAfter, "evict-after", 5*time.Second, "how long pods stay on a peer that is gone, unless they say otherwise")
+	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+// load fills what flags did not set from the environment and the file.
+func load(f *pflag.FlagSet, path string, explicit bool, environ []string) error {
+	known := map[string]bool{}
+	f.VisitAll(func(fl *pflag.Flag) { known[fl.Name] = true })
+	for _, kv := range environ {
+		name, value, _ := strings.Cut(kv, "=")
+		key, ok := strings.CutPrefix(name, envPrefix)
+		if !ok || name == envPrefix+"CONFIG" {
+			continue
+		}
+		key = strings.ReplaceAll(strings.ToLower(key), "_", "-")
+		if !known[key] {
+			return fmt.Errorf("environment variable %s is not a setting%s", name, didYouMean(name, known, func(k string) string {
+				return envPrefix + strings.ToUpper(strings.ReplaceAll(k, "-", "_"))
+			}))
+		}
+		if err := set(f, key, value); err != nil {
+			return fmt.Errorf("environment variable %s: %w", name, err)
+		}
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !explicit {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read configuration: %w", err)
+	}
+	return loadFile(f, path, data, known)
+}
+
+func loadFile(f *pflag.FlagSet, path string, data []byte, known map[string]bool) error {
+	var values map[string]any
+	if err := yaml.UnmarshalStrict(data, &values); err != nil {
+		return fmt.Errorf("%s is not valid YAML: %w", path, err)
+	}
+	keys := make([]string, 0, len(values))
+	for k := range values {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	for _, k := range keys {
+		if !known[k] {
+			return fmt.Errorf("%s: unknown key %q%s", path, k, didYouMean(k, known, func(k string) string { return k }))
+		}
+		text, err := flagText(values[k])
+		if err == nil {
+			err = set(f, k, text)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %s: %w", path, k, err)
+		}
+	}
+	return nil
+}
+
+// set gives a flag a value unless it has one from a stronger source.
+func set(f *pflag.FlagSet, name, value string) error {
+	fl := f.Lookup(name)
+	if fl.Changed {
+		return nil
+	}
+	if err := f.Set(name, value); err != nil {
+		return fmt.Errorf("%q is not a valid value: %w", value, errors.Unwrap(err))
+	}
+	return nil
+}
+
+// flagText writes a YAML value as one would on the command line.
+func flagText(v any) (string, error) {
+	switch v := v.(type) {
+	case string:
+		return v, nil
+	case []any:
+		var parts []string
+		for _, e := range v {
+			parts = append(parts, fmt.Sprint(e))
+		}
+		return strings.Join(parts, ","), nil
+	case map[string]any:
+		var parts []string
+		for k, e := range v {
+			parts = append(parts, fmt.Sprintf("%s=%v", k, e))
+		}
+		sort.Strings(parts)
+		return strings.Join(parts, ","), nil
+	case nil:
+		return "", errors.New("it has no value; remove the line to get the default")
+	}
+	return fmt.Sprint(v), nil
+}
+
+// didYouMean names the known key that is nearest to a mistyped one.
+func didYouMean(got string, known map[string]bool, show func(string) string) string {
+	best, distance := "", 1<<30
+	var keys []string
+	for k := range known {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		if d := levenshtein.Distance(got, show(k), nil); d < distance {
+			best, distance = show(k), d
+		}
+	}
+	if best == "" || distance > len(best)/2+1 {
+		return "; `rookery up --help` lists the settings"
+	}
+	return fmt.Sprintf("; did you mean %q?", best)
+}
+
+// validate refuses what cannot work, in the user's words.
+func (c *config) validate() error {
+	if c.Name == "" {
+		return errors.New("this machine has no hostname: give the peer a --name")
+	}
+	for name, cidr := range map[string]string{"pod-cidr": c.PodCIDR, "service-cidr": c.ServiceCIDR} {
+		p, err := netip.ParsePrefix(cidr)
+		if err != nil || p != p.Masked() {
+			return fmt.Errorf("--%s %q is not a network such as 10.42.0.0/16", name, cidr)
+		}
+		if !p.Addr().Is4() || p.Bits() > 22 {
+			return fmt.Errorf("--%s %q: it has to be an IPv4 network of /22 or larger", name, cidr)
+		}
+	}
+	pods, services := netip.MustParsePrefix(c.PodCIDR), netip.MustParsePrefix(c.ServiceCIDR)
+	if pods.Overlaps(services) {
+		return fmt.Errorf("--pod-cidr %s and --service-cidr %s overlap", pods, services)
+	}
+	dns, err := netip.ParseAddr(c.ClusterDNS)
+	if err != nil || !services.Contains(dns) {
+		return fmt.Errorf("--cluster-dns %q is not an address in --service-cidr %s", c.ClusterDNS, services)
+	}
+	if c.Network != "wireguard" && c.Network != "vxlan" {
+		return fmt.Errorf("--network %q: there are wireguard and vxlan", c.Network)
+	}
+	if _, _, err := c.nodePorts(); err != nil {
+		return err
+	}
+	if _, err := c.level(); err != nil {
+		return err
+	}
+	if c.EvictAfter < 0 {
+		return fmt.Errorf("--evict-after %s is negative", c.EvictAfter)
+	}
+	if !filepath.IsAbs(c.DataDir) {
+		return fmt.Errorf("--data-dir %q is not an absolute path", c.DataDir)
+	}
+	return nil
+}
+
+func (c *config) nodePorts() (first, count int, err error) {
+	var last int
+	if n, _ := fmt.Sscanf(c.NodePorts, "%d-%d", &first, &last); n != 2 || first < 1 || last < first || last > 65535 {
+		return 0, 0, fmt.Errorf("--node-ports %q is not a range such as 30000-32767", c.NodePorts)
+	}
+	return first, last - first + 1, nil
+}
+
+func (c *config) level() (slog.Level, error) {
+	var l slog.Level
+	if err := l.UnmarshalText(bytes.ToUpper([]byte(c.LogLevel))); err != nil {
+		return 0, fmt.Errorf("--log-level %q: there are debug, info, warn and error", c.LogLevel)
+	}
+	return l, nil
+}
+
+// address is where the other peers reach this one.
+func (c *config) address() (netip.Addr, error) {
+	if c.AdvertiseAddress != "" {
+		a, err := netip.ParseAddr(c.AdvertiseAddress)
+		if err != nil {
+			return netip.Addr{}, fmt.Errorf("--advertise-address %q is not an IP address", c.AdvertiseAddress)
+		}
+		return a, nil
+	}
+	// Connecting a UDP socket sends nothing; it asks the kernel which address it would use.
+	if conn, err := net.Dial("udp4", "192.0.2.1:9"); err == nil {
+		defer conn.Close()
+		return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(), nil
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("look for this machine's address: %w", err)
+	}
+	var found []netip.Addr
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap().Is4() && ip.Unmap().IsGlobalUnicast() {
+				found = append(found, ip.Unmap())
+			}
+		}
+	}
+	pods, services := netip.MustParsePrefix(c.PodCIDR), netip.MustParsePrefix(c.ServiceCIDR)
+	found = slices.DeleteFunc(found, func(a netip.Addr) bool { return pods.Contains(a) || services.Contains(a) })
+	if len(found) != 1 {
+		return netip.Addr{}, fmt.Errorf("this machine has no default route and %d addresses %v: choose one with --advertise-address", len(found), found)
+	}
+	return found[0], nil
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+func settings() (*config, *pflag.FlagSet) {
+	var c config
+	f := pflag.NewFlagSet("up", pflag.ContinueOnError)
+	c.flags(f)
+	return &c, f
+}
+
+func TestSourcesOfSettings(t *testing.T) {
+	for _, tt := range []struct {
+		name, args, env, file string
+		want                  func(*config) bool
+		err                   string
+	}{
+		{name: "file", file: "name: kitchen\nport: 7443\nlabels: {disk: ssd}\nevict-after: 30s\nupstream-dns: [192.0.2.1, 192.0.2.2]",
+			want: func(c *config) bool {
+				return c.Name == "kitchen" && c.Port == 7443 && c.Labels["disk"] == "ssd" && c.EvictAfter.Seconds() == 30 && len(c.UpstreamDNS) == 2
+			}},
+		{name: "environment over file", env: "ROOKERY_NAME=attic", file: "name: kitchen", want: func(c *config) bool { return c.Name == "attic" }},
+		{name: "flag over environment", args: "--name=cellar", env: "ROOKERY_NAME=attic", want: func(c *config) bool { return c.Name == "cellar" }},
+		{name: "mistyped key", file: "podcidr: 10.0.0.0/16", err: `unknown key "podcidr"; did you mean "pod-cidr"?`},
+		{name: "mistyped variable", env: "ROOKERY_DATADIR=/x", err: `ROOKERY_DATADIR is not a setting; did you mean "ROOKERY_DATA_DIR"?`},
+		{name: "far off", file: "replicas: 3", err: "`rookery up --help` lists the settings"},
+		{name: "not a number", file: "port: abc", err: `port: "abc" is not a valid value`},
+		{name: "no value", file: "port:", err: "it has no value"},
+		{name: "not YAML", file: "{", err: "is not valid YAML"},
+		{name: "given twice", file: "name: a\nname: b", err: "is not valid YAML"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, f := settings()
+			if err := f.Parse(strings.Fields(tt.args)); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "config.yaml")
+			if err := os.WriteFile(path, []byte(tt.file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			err := load(f, path, true, strings.Fields(tt.env))
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("got %v, want an error with %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil || !tt.want(c) {
+				t.Errorf("got %+v, %v", c, err)
+			}
+		})
+	}
+}
+
+func TestValidateSaysWhatCannotWork(t *testing.T) {
+	for args, want := range map[string]string{
+		"--pod-cidr=10.0.0.1/16":    "is not a network",
+		"--pod-cidr=10.43.0.0/16":   "overlap",
+		"--pod-cidr=fd00::/64":      "IPv4",
+		"--cluster-dns=192.168.1.1": "is not an address in --service-cidr",
+		"--network=flannel":         "there are wireguard and vxlan",
+		"--node-ports=32767-30000":  "is not a range",
+		"--log-level=loud":          "debug, info, warn and error",
+		"--data-dir=var":            "not an absolute path",
+		"--evict-after=-1s":         "negative",
+		"--name=":                   "--name",
+	} {
+		c, f := settings()
+		if err := f.Parse([]string{args}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want an error with %q", args, err, want)
+		}
+	}
+}
+
+// The commented file is what users copy: every setting is in it, and nothing else.
+func TestCommentedConfigurationIsComplete(t *testing.T) {
+	data, err := os.ReadFile("../../configs/rookery.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, f := settings()
+	shown := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^#([a-z-]+):`).FindAllStringSubmatch(string(data), -1) {
+		shown[m[1]] = true
+		if f.Lookup(m[1]) == nil {
+			t.Errorf("configs/rookery.yaml shows %q, which is not a setting", m[1])
+		}
+	}
+	f.VisitAll(func(fl *pflag.Flag) {
+		if !shown[fl.Name] {
+			t.Errorf("configs/rookery.yaml does not explain %q", fl.Name)
+		}
+	})
+}

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"slices"
+
+	"github.com/spf13/cobra"
+)
+
+const about = `Rookery makes a few machines one cluster without a master, and runs Podman
+pods on it through the Kubernetes API.
+
+  On the first machine:     rookery up
+  For each further machine: rookery token create   (prints what to type there)
+  Then:                     rookery status
+                            rookery apply -f app.yaml
+
+Every kubectl verb works too: get, apply, logs, exec, rollout, describe, …
+'rookery kubectl --help' lists them.`
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use: "rookery", Short: "A cluster without a master", Long: about,
+		SilenceUsage: true, SilenceErrors: true,
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(upCommand(), checkCommand(), tokenCommand(), peersCommand(), statusCommand(),
+		imageCommand(), kubeconfigCommand(), versionCommand(),
+		&cobra.Command{
+			Use: "kubectl", Short: "kubectl, as carried by this binary", DisableFlagParsing: true,
+			RunE: func(_ *cobra.Command, args []string) error { return asKubectl(args) },
+		})
+	return root
+}
+
+// ours tells rookery's verbs from kubectl's. `version` with kubectl's flags is
+// reached by `rookery kubectl version`.
+func ours(commands []*cobra.Command, verb string) bool {
+	return verb == "help" || slices.ContainsFunc(commands, func(c *cobra.Command) bool { return c.Name() == verb || c.HasAlias(verb) })
+}
