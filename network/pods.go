@@ -30,7 +30,7 @@ func (n *Network) Attach(ctx context.Context, uid string, pid int) ([]netip.Addr
 	if err := n.syncPods(ctx); err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}
-	if err := plug(fmt.Sprintf("/proc/%d/ns/net", pid), deviceName(uid), addr, n.mtu); err != nil {
+	if err := plug(fmt.Sprintf("/proc/%d/ns/net", pid), deviceName(uid), addr, n.Own(), n.mtu); err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}
 	return []netip.Addr{addr}, nil

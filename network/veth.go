@@ -41,8 +41,8 @@ func podMAC(a netip.Addr) net.HardwareAddr {
 }
 
 // plug makes the veth between this namespace and the pod's at path, or completes
-// one that is there.
-func plug(path, device string, addr netip.Addr, mtu int) error {
+// one that is there. own is what the machine itself talks to the pod as.
+func plug(path, device string, addr, own netip.Addr, mtu int) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return fmt.Errorf("open the pod's network namespace: %w", err)
@@ -61,7 +61,7 @@ func plug(path, device string, addr netip.Addr, mtu int) error {
 	if err := podSide(pod, addr); err != nil {
 		return fmt.Errorf("configure %s in the pod: %w", podDevice, err)
 	}
-	return hostSide(here, addr)
+	return hostSide(here, addr, own)
 }
 
 func ensureVeth(pod *netlink.Handle, ns netns.NsHandle, device string, addr netip.Addr, mtu int) (netlink.Link, error) {
@@ -126,7 +126,7 @@ func podSide(pod *netlink.Handle, addr netip.Addr) error {
 	)
 }
 
-func hostSide(here netlink.Link, addr netip.Addr) error {
+func hostSide(here netlink.Link, addr, own netip.Addr) error {
 	index, name := here.Attrs().Index, here.Attrs().Name
 	err := inOrder(
 		func() error { return quiet(name) },
@@ -138,7 +138,7 @@ func hostSide(here netlink.Link, addr netip.Addr) error {
 			return netlink.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: podMAC(addr)})
 		},
 		func() error {
-			return netlink.RouteReplace(&netlink.Route{LinkIndex: index, Dst: host(addr), Scope: netlink.SCOPE_LINK, Protocol: localRoutes})
+			return netlink.RouteReplace(&netlink.Route{LinkIndex: index, Dst: host(addr), Src: own.AsSlice(), Scope: netlink.SCOPE_LINK, Protocol: localRoutes})
 		},
 	)
 	if err != nil {

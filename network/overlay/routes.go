@@ -61,7 +61,8 @@ func Routes(mark netlink.RouteProtocol) ([]netlink.Route, error) {
 }
 
 func (o *Overlay) unroute(p Peer) error {
-	err := netlink.RouteDel(&netlink.Route{Dst: ipNet(p.PodCIDR), Protocol: PeerRoutes, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
+	// Scope "nowhere" matches a route of any scope, which differs between the backends.
+	err := netlink.RouteDel(&netlink.Route{Dst: ipNet(p.PodCIDR), Scope: netlink.SCOPE_NOWHERE, Protocol: PeerRoutes, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
 	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("remove route %s: %w", p.PodCIDR, err)
 	}

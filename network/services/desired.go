@@ -228,7 +228,7 @@ func comma(i int) string {
 	if i == 0 {
 		return ""
 	}
-	return ","
+	return " ," // knftables takes a comma at the end of a name for a part of it
 }
 
 // track notes what tracked UDP flows must agree with: they have no end that

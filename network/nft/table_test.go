@@ -1,0 +1,173 @@
+package nft
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/knftables"
+)
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func dump(t *testing.T, fake *knftables.Fake, table *Table) string {
+	t.Helper()
+	if done, err := table.Sweep(t.Context()); err != nil || !done {
+		t.Fatalf("sweep: %v, %v", done, err)
+	}
+	return fake.Dump()
+}
+
+// random is a state whose chains, sets and elements refer to each other as ours do.
+func random(r *rand.Rand) State {
+	s := NewState()
+	all := map[string]string{}
+	for i := range r.IntN(6) {
+		name := fmt.Sprintf("chain-%d", i)
+		var rules []string
+		for range r.IntN(3) {
+			rules = append(rules, fmt.Sprintf("ip saddr 10.0.0.%d accept", r.IntN(4)))
+		}
+		if r.IntN(2) == 0 {
+			set := fmt.Sprintf("affinity-%d", i)
+			s.Sets[set] = Set{Type: "ipv4_addr", Timeout: time.Hour}
+			rules = append(rules, fmt.Sprintf("update @%s { ip saddr }", set))
+		}
+		s.Chains[name] = Chain{Rules: rules}
+		if r.IntN(4) > 0 {
+			all[fmt.Sprintf("10.43.0.%d . tcp . 80", r.IntN(8))] = "goto " + name
+		}
+	}
+	s.Sets["map"] = Set{Map: true, Type: "ipv4_addr . inet_proto . inet_service : verdict", Elements: all}
+	s.Chains["entry"] = Chain{Rules: []string{"ip daddr . meta l4proto . th dport vmap @map"}}
+	return s
+}
+
+// A walk between states, some writes of which start anew over what is there, ends in
+// the same text as a fresh start.
+func TestAnyWalkEndsWhereAFreshStartDoes(t *testing.T) {
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+		table := New(fake, quiet(), "s")
+		var last State
+		for step := range 20 {
+			last = random(r)
+			if err := table.Set(t.Context(), "s", last); err != nil {
+				t.Fatalf("seed %d, step %d: %v", seed, step, err)
+			}
+			switch r.IntN(4) {
+			case 0:
+				table = New(fake, quiet(), "s") // a restart
+			case 1:
+				dump(t, fake, table)
+			}
+		}
+		if err := table.Set(t.Context(), "s", last); err != nil {
+			t.Fatal(err)
+		}
+		got := dump(t, fake, table)
+		freshFake := knftables.NewFake(knftables.IPv4Family, "rookery")
+		fresh := New(freshFake, quiet(), "s")
+		if err := fresh.Set(t.Context(), "s", last); err != nil {
+			t.Fatal(err)
+		}
+		if want := dump(t, freshFake, fresh); got != want {
+			t.Fatalf("seed %d: after the walk:\n%s\nfresh:\n%s", seed, got, want)
+		}
+	}
+}
+
+func TestOnlyTheDifferenceIsWritten(t *testing.T) {
+	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+	table := New(fake, quiet())
+	state := func(second string) State {
+		s := NewState()
+		s.Chains["one"] = Chain{Rules: []string{"ip saddr 10.0.0.1 drop"}}
+		s.Chains["two"] = Chain{Rules: []string{second}}
+		s.Sets["set"] = Set{Type: "ipv4_addr", Elements: map[string]string{"10.0.0.1": "", "10.0.0.2": ""}}
+		return s
+	}
+	set := func(s State) {
+		t.Helper()
+		if err := table.Set(t.Context(), "s", s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(state("drop"))
+	first := fake.LastTransaction
+	set(state("drop"))
+	if fake.LastTransaction != first {
+		t.Errorf("nothing changed, yet this was written:\n%s", fake.LastTransaction)
+	}
+	table = New(fake, quiet()) // a restart reads, and writes nothing either
+	set(state("drop"))
+	if fake.LastTransaction != first {
+		t.Errorf("the restart wrote:\n%s", fake.LastTransaction)
+	}
+	set(state("accept"))
+	c := Chain{Rules: []string{"accept"}}
+	want := "flush chain ip rookery two\nadd rule ip rookery two accept comment \"" + c.mark() + "\"\n"
+	if got := fake.LastTransaction.String(); got != want {
+		t.Errorf("wrote:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+func TestSectionsThatAreStillToComeAreLeftAlone(t *testing.T) {
+	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+	pods, services := NewState(), NewState()
+	pods.Sets["pods"] = Set{Type: "ipv4_addr", Elements: map[string]string{"10.0.0.1": ""}}
+	services.Chains["service"] = Chain{Rules: []string{"drop"}}
+	table := New(fake, quiet(), "pods", "services")
+	for name, s := range map[string]State{"pods": pods, "services": services} {
+		if err := table.Set(t.Context(), name, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, last := fake.Dump(), fake.LastTransaction
+
+	table = New(fake, quiet(), "pods", "services")
+	for name, s := range map[string]State{"pods": pods, "services": services} {
+		if err := table.Set(t.Context(), name, s); err != nil {
+			t.Fatal(err)
+		}
+		if fake.Dump() != before || fake.LastTransaction != last {
+			t.Fatalf("setting %s after a restart wrote:\n%s", name, fake.LastTransaction)
+		}
+	}
+	// Once all are there, what none of them wants goes.
+	if err := table.Set(t.Context(), "services", NewState()); err != nil {
+		t.Fatal(err)
+	}
+	if got := dump(t, fake, table); got == before {
+		t.Error("the service's chain is still there")
+	}
+}
+
+func TestVerifyRepairsAFlush(t *testing.T) {
+	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+	table := New(fake, quiet())
+	s := NewState()
+	s.Chains["one"] = Chain{Rules: []string{"drop"}}
+	s.Sets["set"] = Set{Type: "ipv4_addr", Elements: map[string]string{"10.0.0.1": ""}}
+	if err := table.Set(t.Context(), "s", s); err != nil {
+		t.Fatal(err)
+	}
+	before, last := fake.Dump(), fake.LastTransaction
+	if err := table.Verify(t.Context()); err != nil || fake.LastTransaction != last {
+		t.Fatalf("verify of an untouched table: %v, wrote:\n%s", err, fake.LastTransaction)
+	}
+	tx := fake.NewTransaction()
+	tx.Delete(&knftables.Table{})
+	if err := fake.Run(t.Context(), tx); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.Verify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := fake.Dump(); got != before {
+		t.Errorf("after the repair:\n%s\nwant:\n%s", got, before)
+	}
+}

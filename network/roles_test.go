@@ -1,0 +1,377 @@
+package network_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	"k8s.io/client-go/tools/cache"
+	cachetesting "k8s.io/client-go/tools/cache/testing"
+
+	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/network/services"
+)
+
+// The test binary plays the other parts as well: what it is in a process of its
+// own is in the environment.
+func TestMain(m *testing.M) {
+	var err error
+	switch os.Getenv("NETT_ROLE") {
+	case "":
+		os.Exit(m.Run())
+	case "host":
+		err = hostRole()
+	case "pod":
+		err = podRole()
+	case "dial":
+		err = dialRole()
+	case "blast":
+		err = blastRole()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+type request struct {
+	Verb     string
+	Node     string
+	Config   *network.Config
+	UID      string
+	UIDs     []string
+	PID      int
+	Peers    []network.Peer
+	Dead     []string
+	Services []*corev1.Service
+	Slices   []*discoveryv1.EndpointSlice
+}
+
+type answer struct{ Text, Error string }
+
+// host is a daemon that does what it is told on its standard input.
+type host struct {
+	net      *network.Network
+	services *cachetesting.FakeControllerSource
+	slices   *cachetesting.FakeControllerSource
+	have     map[string]bool
+	changed  chan struct{}
+	cancel   context.CancelFunc
+	done     chan error
+
+	mu   sync.Mutex
+	dead map[string]bool
+}
+
+func hostRole() error {
+	h := &host{have: map[string]bool{}, changed: make(chan struct{}, 1), dead: map[string]bool{}, done: make(chan error, 2)}
+	in, out := bufio.NewReader(os.Stdin), json.NewEncoder(os.Stdout)
+	for {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			return nil // the test is over
+		}
+		var r request
+		if err := json.Unmarshal(line, &r); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		var a answer
+		a.Text, err = h.do(ctx, r)
+		cancel()
+		if err != nil {
+			a.Error = err.Error()
+		}
+		if err := out.Encode(a); err != nil {
+			return err
+		}
+	}
+}
+
+func (h *host) do(ctx context.Context, r request) (string, error) {
+	switch r.Verb {
+	case "start":
+		return "", h.start(ctx, r)
+	case "attach":
+		addrs, err := h.net.Attach(ctx, r.UID, r.PID)
+		if err != nil {
+			return "", err
+		}
+		return addrs[0].String(), nil
+	case "detach":
+		return "", h.net.Detach(ctx, r.UID)
+	case "reconcile":
+		return "", h.net.Reconcile(ctx, r.UIDs)
+	case "peers":
+		return "", h.net.SetPeers(ctx, r.Peers)
+	case "put":
+		for _, s := range r.Services {
+			h.put(h.services, "service "+s.Namespace+"/"+s.Name, s)
+		}
+		for _, s := range r.Slices {
+			h.put(h.slices, "slice "+s.Namespace+"/"+s.Name, s)
+		}
+		return "", nil
+	case "dead":
+		h.mu.Lock()
+		clear(h.dead)
+		for _, n := range r.Dead {
+			h.dead[n] = true
+		}
+		h.mu.Unlock()
+		h.changed <- struct{}{}
+		return "", nil
+	case "clean":
+		h.cancel()
+		if err := errors.Join(<-h.done, <-h.done); err != nil {
+			return "", err
+		}
+		return "", h.net.Clean(ctx)
+	}
+	return "", fmt.Errorf("unknown verb %q", r.Verb)
+}
+
+func (h *host) put(to *cachetesting.FakeControllerSource, key string, o runtime.Object) {
+	if h.have[key] {
+		to.Modify(o)
+	} else {
+		to.Add(o)
+	}
+	h.have[key] = true
+}
+
+type serviceInformer struct{ cache.SharedIndexInformer }
+
+func (i serviceInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
+func (i serviceInformer) Lister() corelisters.ServiceLister {
+	return corelisters.NewServiceLister(i.GetIndexer())
+}
+
+type sliceInformer struct{ cache.SharedIndexInformer }
+
+func (i sliceInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
+func (i sliceInformer) Lister() discoverylisters.EndpointSliceLister {
+	return discoverylisters.NewEndpointSliceLister(i.GetIndexer())
+}
+
+func (h *host) start(ctx context.Context, r request) error {
+	cfg := *r.Config
+	cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	var err error
+	if h.net, err = network.New(cfg); err != nil {
+		return err
+	}
+	h.services, h.slices = cachetesting.NewFakeControllerSource(), cachetesting.NewFakeControllerSource()
+	if _, err := h.do(ctx, request{Verb: "put", Services: r.Services, Slices: r.Slices}); err != nil {
+		return err
+	}
+	byNamespace := cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}
+	svc := cache.NewSharedIndexInformer(h.services, &corev1.Service{}, 0, byNamespace)
+	eps := cache.NewSharedIndexInformer(h.slices, &discoveryv1.EndpointSlice{}, 0, byNamespace)
+	ctl := services.New(services.Config{
+		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Rules: h.net, Section: network.ServicesSection, Changed: h.changed, Log: cfg.Log,
+		Alive: func(node string) bool { h.mu.Lock(); defer h.mu.Unlock(); return !h.dead[node] },
+		Self:  services.Self{Node: r.Node, ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.DNS},
+	})
+	run, cancel := context.WithCancel(context.Background())
+	h.cancel = cancel
+	go svc.Run(run.Done())
+	go eps.Run(run.Done())
+	failed := make(chan error, 1)
+	go func() {
+		err := h.net.Run(run)
+		failed <- err
+		h.done <- err
+	}()
+	go func() { h.done <- ctl.Run(run) }()
+	select {
+	case <-h.net.Ready():
+		return nil
+	case err := <-failed:
+		return fmt.Errorf("run: %w", err)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// podRole answers on TCP and UDP port 8080 with its name and the client's address; on TCP
+// it then echoes.
+func podRole() error {
+	name := os.Getenv("NETT_NAME")
+	l, err := net.Listen("tcp4", ":8080")
+	if err != nil {
+		return err
+	}
+	u, err := net.ListenPacket("udp4", ":8080")
+	if err != nil {
+		return err
+	}
+	sink, err := net.Listen("tcp4", ":8081")
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	go func() { // for blastRole: swallows everything, then says so
+		for {
+			c, err := sink.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := io.Copy(io.Discard, c); err == nil {
+				fmt.Fprintln(c, "done")
+			}
+			c.Close()
+		}
+	}()
+	go func() {
+		buf := make([]byte, 1500)
+		for {
+			_, from, err := u.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if _, err := u.WriteTo([]byte(name+" "+hostOf(from)+"\n"), from); err != nil {
+				return
+			}
+		}
+	}()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			fmt.Fprintf(c, "%s %s\n", name, hostOf(c.RemoteAddr()))
+			in := bufio.NewReader(c)
+			for {
+				line, err := in.ReadString('\n')
+				if err != nil {
+					return
+				}
+				if _, err := fmt.Fprint(c, line); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+func hostOf(a net.Addr) string { h, _, _ := net.SplitHostPort(a.String()); return h }
+
+// dialRole prints who answered, once a line. With NETT_HOLD it keeps one connection
+// and echoes through it for each line of its input.
+func dialRole() error {
+	n, err := strconv.Atoi(os.Getenv("NETT_COUNT"))
+	if err != nil {
+		return err
+	}
+	d := net.Dialer{Timeout: 3 * time.Second} // longer than the first retransmission of a SYN
+	if from := os.Getenv("NETT_FROM"); from != "" {
+		if d.LocalAddr, err = net.ResolveTCPAddr("tcp4", from+":0"); err != nil {
+			return err
+		}
+	}
+	for range n {
+		c, err := d.Dial(os.Getenv("NETT_NETWORK"), os.Getenv("NETT_TARGET"))
+		if err != nil {
+			fmt.Println("error: " + reason(err))
+			continue
+		}
+		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+			return err
+		}
+		if strings.HasPrefix(os.Getenv("NETT_NETWORK"), "udp") {
+			if _, err := c.Write([]byte("hello\n")); err != nil {
+				fmt.Println("error: " + reason(err))
+				continue
+			}
+		}
+		in := bufio.NewReader(c)
+		line, err := in.ReadString('\n')
+		if err != nil {
+			fmt.Println("error: " + reason(err))
+			continue
+		}
+		fmt.Print(line)
+		if os.Getenv("NETT_HOLD") != "" {
+			return hold(c, in)
+		}
+		if err := c.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func hold(c net.Conn, in *bufio.Reader) error {
+	stdin := bufio.NewReader(os.Stdin)
+	for {
+		line, err := stdin.ReadString('\n')
+		if err != nil {
+			return nil
+		}
+		if err := c.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			return err
+		}
+		if _, err = fmt.Fprint(c, line); err == nil {
+			line, err = in.ReadString('\n')
+		}
+		if err != nil {
+			line = "error: " + reason(err) + "\n"
+		}
+		fmt.Print(line)
+	}
+}
+
+func reason(err error) string {
+	var errno syscall.Errno
+	var timeout interface{ Timeout() bool }
+	switch {
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "timeout"
+	}
+	return err.Error()
+}
+
+// blastRole sends NETT_COUNT bytes and waits until they have arrived.
+func blastRole() error {
+	n, err := strconv.ParseInt(os.Getenv("NETT_COUNT"), 10, 64)
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("tcp4", os.Getenv("NETT_TARGET"))
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 256<<10)
+	for ; n > 0; n -= int64(len(buf)) {
+		if _, err := c.Write(buf); err != nil {
+			return err
+		}
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		return err
+	}
+	_, err = bufio.NewReader(c).ReadString('\n')
+	return err
+}

@@ -1,0 +1,264 @@
+package services
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/knftables"
+
+	"github.com/rundigitalplatform/rookery/network/nft"
+)
+
+func self() Self {
+	return Self{Node: "here", ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), DNS: netip.MustParseAddr("10.43.0.10")}
+}
+
+// service reads "ns/name ip port[/nodePort][/udp] [option…]".
+func service(t testing.TB, text string) *corev1.Service {
+	t.Helper()
+	f := strings.Fields(text)
+	ns, name, _ := strings.Cut(f[0], "/")
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: corev1.ServiceSpec{ClusterIP: f[1]}}
+	port := corev1.ServicePort{Protocol: corev1.ProtocolTCP}
+	for i, part := range strings.Split(f[2], "/") {
+		switch {
+		case part == "udp":
+			port.Protocol = corev1.ProtocolUDP
+		case i == 0:
+			fmt.Sscan(part, &port.Port)
+		default:
+			fmt.Sscan(part, &port.NodePort)
+		}
+	}
+	svc.Spec.Ports = []corev1.ServicePort{port}
+	local := corev1.ServiceInternalTrafficPolicyLocal
+	for _, option := range f[3:] {
+		switch option {
+		case "external-local":
+			svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		case "internal-local":
+			svc.Spec.InternalTrafficPolicy = &local
+		case "sticky":
+			svc.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+		default:
+			t.Fatalf("unknown option %q", option)
+		}
+	}
+	return svc
+}
+
+// slice reads "ns/service port [address@node[=state]…]", where state is ready (the
+// default), unready, serving (and terminating) or gone (terminating, not serving).
+func slice(t testing.TB, proto corev1.Protocol, text string) *discoveryv1.EndpointSlice {
+	t.Helper()
+	f := strings.Fields(text)
+	ns, name, _ := strings.Cut(f[0], "/")
+	var port int32
+	fmt.Sscan(f[1], &port)
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: ns, Name: name + "-x", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Port: &port, Protocol: &proto}},
+	}
+	yes, no := true, false
+	for _, e := range f[2:] {
+		at, state, _ := strings.Cut(e, "=")
+		addr, node, _ := strings.Cut(at, "@")
+		ep := discoveryv1.Endpoint{Addresses: []string{addr}, NodeName: &node}
+		switch state {
+		case "", "ready":
+			ep.Conditions = discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes}
+		case "unready":
+			ep.Conditions = discoveryv1.EndpointConditions{Ready: &no, Serving: &no}
+		case "serving":
+			ep.Conditions = discoveryv1.EndpointConditions{Ready: &no, Serving: &yes, Terminating: &yes}
+		case "gone":
+			ep.Conditions = discoveryv1.EndpointConditions{Ready: &no, Serving: &no, Terminating: &yes}
+		default:
+			t.Fatalf("unknown state %q", state)
+		}
+		s.Endpoints = append(s.Endpoints, ep)
+	}
+	return s
+}
+
+func alive(node string) bool { return !strings.HasPrefix(node, "dead") }
+
+// render is what desired adds to the base, as nft text.
+func render(t testing.TB, state nft.State) []string {
+	t.Helper()
+	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+	if err := nft.New(fake, slog.New(slog.DiscardHandler)).Set(t.Context(), "services", state); err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(fake.Dump()) {
+		line = strings.TrimSpace(strings.ReplaceAll(line, "ip rookery ", ""))
+		if i := strings.Index(line, ` comment "v1:`); i > 0 {
+			line = line[:i]
+		}
+		if strings.HasPrefix(line, "add rule") || strings.HasPrefix(line, "add element") || strings.HasPrefix(line, "add set") {
+			out = append(out, strings.TrimPrefix(line, "add "))
+		}
+	}
+	return out
+}
+
+func TestDesired(t *testing.T) {
+	empty := render(t, desired(nil, nil, alive, self()).rules)
+	for _, test := range []struct {
+		name, service, slice string
+		want                 string
+	}{
+		{"two endpoints", "d/web 10.43.0.5 80", "d/web 8080 10.42.1.2@a 10.42.2.2@b", `
+			rule cluster-d/web/tcp/80 meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.42.1.2 . 8080 , 1 : 10.42.2.2 . 8080 }
+			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+		{"a dead node's endpoint", "d/web 10.43.0.5 80", "d/web 8080 10.42.1.2@a 10.42.2.2@dead", `
+			rule cluster-d/web/tcp/80 meta l4proto tcp dnat to 10.42.1.2:8080
+			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+		{"only ready ones", "d/web 10.43.0.5 80", "d/web 8080 10.42.1.2@a 10.42.1.3@a=unready 10.42.1.4@a=serving 10.42.1.5@a=gone", `
+			rule cluster-d/web/tcp/80 meta l4proto tcp dnat to 10.42.1.2:8080
+			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+		{"terminating but serving, as the last resort", "d/web 10.43.0.5 80", "d/web 8080 10.42.1.3@a=unready 10.42.1.4@a=serving 10.42.1.5@a=gone", `
+			rule cluster-d/web/tcp/80 meta l4proto tcp dnat to 10.42.1.4:8080
+			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+		{"none", "d/web 10.43.0.5 80", "d/web 8080", ``},
+		{"none, with a node port", "d/web 10.43.0.5 80/30080", "d/web 8080 10.42.2.2@dead", `
+			element nodeport-rejects { tcp . 30080 }`},
+		{"UDP with a node port", "d/dns 10.43.0.6 53/30053/udp", "d/dns 5353 10.42.1.2@a", `
+			rule cluster-d/dns/udp/53 meta l4proto udp dnat to 10.42.1.2:5353
+			element service-ips { 10.43.0.6 . udp . 53 : goto cluster-d/dns/udp/53 }
+			element service-nodeports { udp . 30053 : goto cluster-d/dns/udp/53 }`},
+		{"external traffic local", "d/web 10.43.0.5 80/30080 external-local", "d/web 8080 10.42.1.2@here 10.42.2.2@b", `
+			rule cluster-d/web/tcp/80 meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.42.1.2 . 8080 , 1 : 10.42.2.2 . 8080 }
+			rule external-d/web/tcp/80 ip saddr 10.42.0.0/16 goto cluster-d/web/tcp/80
+			rule external-d/web/tcp/80 fib saddr type local goto cluster-d/web/tcp/80
+			rule external-d/web/tcp/80 goto local-d/web/tcp/80
+			rule local-d/web/tcp/80 meta l4proto tcp dnat to 10.42.1.2:8080
+			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }
+			element service-nodeports { tcp . 30080 : goto external-d/web/tcp/80 }`},
+		{"internal traffic local, all elsewhere", "d/web 10.43.0.5 80 internal-local", "d/web 8080 10.42.2.2@b", `
+			rule local-d/web/tcp/80 drop
+			element service-ips { 10.43.0.5 . tcp . 80 : goto local-d/web/tcp/80 }`},
+		{"sticky", "d/web 10.43.0.5 80 sticky", "d/web 8080 10.42.1.2@a", `
+			set affinity-d/web/tcp/80__10.42.1.2/8080-10800 { type ipv4_addr ; flags dynamic,timeout ; timeout 10800s ; }
+			rule cluster-d/web/tcp/80 ip saddr @affinity-d/web/tcp/80__10.42.1.2/8080-10800 goto endpoint-d/web/tcp/80__10.42.1.2/8080
+			rule cluster-d/web/tcp/80 numgen random mod 1 vmap { 0 : goto endpoint-d/web/tcp/80__10.42.1.2/8080 }
+			rule endpoint-d/web/tcp/80__10.42.1.2/8080 update @affinity-d/web/tcp/80__10.42.1.2/8080-10800 { ip saddr }
+			rule endpoint-d/web/tcp/80__10.42.1.2/8080 meta l4proto tcp dnat to 10.42.1.2:8080
+			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+		{"headless", "d/web None 80", "d/web 8080 10.42.1.2@a", ``},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			svc := service(t, test.service)
+			got := render(t, desired([]*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice(t, svc.Spec.Ports[0].Protocol, test.slice)}, alive, self()).rules)
+			got = slices.DeleteFunc(got, func(line string) bool { return slices.Contains(empty, line) })
+			var want []string
+			for line := range strings.Lines(test.want) {
+				if line = strings.TrimSpace(line); line != "" {
+					want = append(want, line)
+				}
+			}
+			slices.Sort(got)
+			slices.Sort(want)
+			if !slices.Equal(got, want) {
+				t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+		})
+	}
+}
+
+// objects is n Services with three endpoints each, of which change rewrites one.
+func objects(t testing.TB, n int) ([]*corev1.Service, []*discoveryv1.EndpointSlice) {
+	var services []*corev1.Service
+	var endpointSlices []*discoveryv1.EndpointSlice
+	for i := range n {
+		services = append(services, service(t, fmt.Sprintf("d/s%04d 10.43.%d.%d 80/%d", i, 1+i/250, 1+i%250, 30000+i)))
+		endpointSlices = append(endpointSlices, slice(t, corev1.ProtocolTCP, fmt.Sprintf("d/s%04d 8080 10.42.1.%d@a 10.42.2.%d@b 10.42.3.%d@c", i, 2+i%250, 2+i%250, 2+i%250)))
+	}
+	return services, endpointSlices
+}
+
+func TestOneServiceChangesAlone(t *testing.T) {
+	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+	table := nft.New(fake, slog.New(slog.DiscardHandler))
+	services, endpointSlices := objects(t, 50)
+	for range 2 {
+		if err := table.Set(t.Context(), "services", desired(services, endpointSlices, alive, self()).rules); err != nil {
+			t.Fatal(err)
+		}
+		endpointSlices[7] = slice(t, corev1.ProtocolTCP, "d/s0007 8080 10.42.1.9@a")
+	}
+	for line := range strings.Lines(fake.LastTransaction.String()) {
+		if !strings.Contains(line, "s0007") {
+			t.Errorf("also written: %s", line)
+		}
+	}
+	if n := fake.LastTransaction.NumOperations(); n != 2 {
+		t.Errorf("%d operations, want a flush and a rule:\n%s", n, fake.LastTransaction)
+	}
+}
+
+func TestRandomWalkOfServices(t *testing.T) {
+	for seed := range uint64(10) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+		table := nft.New(fake, slog.New(slog.DiscardHandler))
+		var last nft.State
+		for range 15 {
+			var services []*corev1.Service
+			var endpointSlices []*discoveryv1.EndpointSlice
+			for i := range 6 {
+				if r.IntN(4) == 0 {
+					continue
+				}
+				options := []string{"", " external-local", " internal-local", " sticky"}[r.IntN(4)]
+				services = append(services, service(t, fmt.Sprintf("d/s%d 10.43.1.%d 80/%d%s", i, i+1, 30000+i, options)))
+				text := fmt.Sprintf("d/s%d 8080", i)
+				for range r.IntN(4) {
+					text += fmt.Sprintf(" 10.42.1.%d@%s=%s", 2+r.IntN(9), []string{"here", "b", "dead"}[r.IntN(3)], []string{"ready", "serving", "unready"}[r.IntN(3)])
+				}
+				endpointSlices = append(endpointSlices, slice(t, corev1.ProtocolTCP, text))
+			}
+			last = desired(services, endpointSlices, alive, self()).rules
+			if err := table.Set(t.Context(), "services", last); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := table.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		fresh := knftables.NewFake(knftables.IPv4Family, "rookery")
+		if err := nft.New(fresh, slog.New(slog.DiscardHandler)).Set(t.Context(), "services", last); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := fake.Dump(), fresh.Dump(); got != want {
+			t.Fatalf("seed %d: after the walk:\n%s\nfresh:\n%s", seed, got, want)
+		}
+	}
+}
+
+// BenchmarkThousandServices computes and writes the change of one of 1000 Services.
+func BenchmarkThousandServices(b *testing.B) {
+	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+	table := nft.New(fake, slog.New(slog.DiscardHandler))
+	services, endpointSlices := objects(b, 1000)
+	set := func() {
+		if err := table.Set(b.Context(), "services", desired(services, endpointSlices, alive, self()).rules); err != nil {
+			b.Fatal(err)
+		}
+	}
+	set()
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		endpointSlices[7] = slice(b, corev1.ProtocolTCP, fmt.Sprintf("d/s0007 8080 10.42.1.%d@a", 2+i%200))
+		set()
+	}
+}

@@ -1,0 +1,215 @@
+package network_test
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const clusterIP = "10.43.0.80"
+
+// hello is a Service on 80 (TCP, node port 30080) and 53 (UDP), with these pods ready.
+func hello(pods ...*pod) ([]*corev1.Service, []*discoveryv1.EndpointSlice) {
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "test", Name: "hello"}}
+	svc.Spec = corev1.ServiceSpec{ClusterIP: clusterIP, Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{
+		{Name: "http", Port: 80, NodePort: 30080, Protocol: corev1.ProtocolTCP},
+		{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP},
+	}}
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "test", Name: "hello-1", Labels: map[string]string{discoveryv1.LabelServiceName: "hello"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+	}
+	for _, p := range []struct {
+		name  string
+		proto corev1.Protocol
+	}{{"http", corev1.ProtocolTCP}, {"dns", corev1.ProtocolUDP}} {
+		port := int32(8080)
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.name, Protocol: &p.proto, Port: &port})
+	}
+	for _, p := range pods {
+		yes := true
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{p.addr}, NodeName: &p.m.name, Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes},
+		})
+	}
+	return []*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice}
+}
+
+func TestServiceAcrossPeers(t *testing.T) {
+	l := newLab(t, 3, "wireguard")
+	h1, h2, outside := l.hosts[0], l.hosts[1], l.hosts[2]
+	h1.up()
+	h2.up()
+	l.peers()
+	a, b, c, client := h1.pod("a"), h1.pod("b"), h2.pod("c"), h1.pod("client")
+	services, slices := hello(a, b, c)
+	l.put(services, slices)
+	eventually(t, 5*time.Second, func() string { return want(client.dial("tcp4", clusterIP+":80", 12), "a", "b", "c") })
+	eventually(t, 5*time.Second, func() string { return want(h2.dial("tcp4", clusterIP+":80", 12), "a", "b", "c") })
+
+	even := func(name string, got map[string]int, from string) {
+		t.Helper()
+		// 300 tries over three: mean 100, deviation 8; five deviations off is no chance.
+		for _, pod := range []string{"a", "b", "c"} {
+			if n := got[pod+" "+from]; n < 60 || n > 140 {
+				t.Errorf("%s: %v is not even, or not seen as from %s", name, got, from)
+				return
+			}
+		}
+	}
+	even("from a pod", client.dial("tcp4", clusterIP+":80", 300), client.addr)
+	even("from the machine", h1.dial("tcp4", clusterIP+":80", 300), "10.42.1.1")
+	if got := want(h1.dial("tcp4", h1.addr.String()+":30080", 30), "a", "b", "c"); got != "" {
+		t.Errorf("NodePort from the machine itself: %s", got)
+	}
+	if got := want(outside.dial("tcp4", h1.addr.String()+":30080", 30), "a", "b", "c"); got != "" {
+		t.Errorf("NodePort from outside: %s", got)
+	}
+	if got := want(client.dial("tcp4", h2.addr.String()+":30080", 30), "a", "b", "c"); got != "" {
+		t.Errorf("another peer's NodePort from a pod: %s", got)
+	}
+	if got := want(client.dial("udp4", clusterIP+":53", 30), "a", "b", "c"); got != "" {
+		t.Errorf("UDP: %s", got)
+	}
+	only(t, client.dial("tcp4", clusterIP+":81", 1), "error: connection refused")
+	only(t, h1.dial("tcp4", clusterIP+":81", 1), "error: connection refused")
+	only(t, client.dial("tcp4", "10.43.7.7:80", 1), "error: connection refused")
+	only(t, h1.dial("tcp4", "127.0.0.1:30080", 1), "error: connection refused")
+
+	t.Run("hairpin", func(t *testing.T) {
+		l.put(hello(a))
+		eventually(t, time.Second, func() string { return want(a.dial("tcp4", clusterIP+":80", 3), "a") })
+		only(t, a.dial("tcp4", clusterIP+":80", 3), "a 10.42.1.1")
+	})
+	t.Run("local policy", func(t *testing.T) {
+		services, slices := hello(a, b, c)
+		services[0].Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		l.put(services, slices)
+		eventually(t, time.Second, func() string { return want(outside.dial("tcp4", h2.addr.String()+":30080", 6), "c") })
+		only(t, outside.dial("tcp4", h2.addr.String()+":30080", 3), "c "+outside.addr.String())
+		if got := want(client.dial("tcp4", h1.addr.String()+":30080", 30), "a", "b", "c"); got != "" {
+			t.Errorf("from inside: %s", got)
+		}
+	})
+	t.Run("affinity", func(t *testing.T) {
+		services, slices := hello(a, b, c)
+		services[0].Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+		l.put(services, slices)
+		eventually(t, 2*time.Second, func() string {
+			if got := client.dial("tcp4", clusterIP+":80", 20); len(got) != 1 {
+				return fmt.Sprint(got)
+			}
+			return ""
+		})
+	})
+	t.Run("no endpoints", func(t *testing.T) {
+		l.put(hello())
+		eventually(t, time.Second, func() string {
+			for _, got := range []map[string]int{client.dial("tcp4", clusterIP+":80", 1), h1.dial("tcp4", clusterIP+":80", 1), outside.dial("tcp4", h1.addr.String()+":30080", 1)} {
+				if got["error: connection refused"] != 1 {
+					return fmt.Sprint(got)
+				}
+			}
+			return ""
+		})
+	})
+}
+
+func TestDeadPeerLeavesAtOnce(t *testing.T) {
+	l := newLab(t, 2, "vxlan")
+	h1, h2 := l.hosts[0], l.hosts[1]
+	h1.up()
+	h2.up()
+	l.peers()
+	a, c, client := h1.pod("a"), h2.pod("c"), h1.pod("client")
+	l.put(hello(c))
+	eventually(t, 5*time.Second, func() string { return want(client.dial("tcp4", clusterIP+":80", 2), "c") })
+	stuck := client.hold(clusterIP + ":80")
+	l.put(hello(a, c))
+	eventually(t, time.Second, func() string { return want(client.dial("tcp4", clusterIP+":80", 12), "a", "c") })
+	if got := stuck("still"); got != "still" {
+		t.Fatalf("a connection was cut by a new endpoint: %s", got)
+	}
+	// An endpoint that terminates keeps its connections.
+	l.put(hello(a))
+	eventually(t, time.Second, func() string { return want(client.dial("tcp4", clusterIP+":80", 12), "a") })
+	if got := stuck("still"); got != "still" {
+		t.Fatalf("a connection to a terminating endpoint was cut: %s", got)
+	}
+	l.put(hello(a, c))
+	eventually(t, time.Second, func() string { return want(client.dial("tcp4", clusterIP+":80", 12), "a", "c") })
+
+	l.ip("-n", l.name+"-lan", "link", "set", "l2", "down")
+	// What the nft program alone takes here and now is the machine's business, not ours.
+	begin := time.Now()
+	h1.run("nft", "list", "chain", "ip", "rookery", "services")
+	limit := max(50*time.Millisecond, 4*time.Since(begin))
+	begin = time.Now()
+	h1.ask(request{Verb: "dead", Dead: []string{"h2"}})
+	// Read once a millisecond what the kernel has.
+	eventually(t, time.Second, func() string {
+		if rules := h1.run("nft", "list", "chain", "ip", "rookery", "cluster-test/hello/tcp/http"); strings.Contains(rules, c.addr) {
+			return rules
+		}
+		return ""
+	})
+	took := time.Since(begin)
+	t.Logf("out of the rules after %s", took)
+	if took > limit {
+		t.Errorf("a dead peer's endpoint left after %s, want %s", took, limit)
+	}
+	only(t, client.dial("tcp4", clusterIP+":80", 20), "a "+client.addr)
+	begin = time.Now()
+	if got := stuck("anyone?"); !strings.Contains(got, "reset") {
+		t.Errorf("the connection to the dead peer: %q, want a reset", got)
+	}
+	t.Logf("its connection was reset after %s", time.Since(begin))
+}
+
+// hold keeps a connection open; the function sends a line through it and returns what came back.
+func (p *pod) hold(target string) func(line string) string {
+	t := p.m.lab.t
+	t.Helper()
+	cmd := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", p.pid), "--", os.Args[0])
+	cmd.Env = append(os.Environ(), "NETT_ROLE=dial", "NETT_NETWORK=tcp4", "NETT_TARGET="+target, "NETT_COUNT=1", "NETT_HOLD=1")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cmd.Process.Kill(); err != nil {
+			t.Log(err)
+		}
+		_ = cmd.Wait()
+	})
+	out := bufio.NewReader(stdout)
+	read := func() string {
+		line, err := out.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(line)
+	}
+	t.Logf("held by %s", read())
+	return func(line string) string {
+		if _, err := fmt.Fprintln(in, line); err != nil {
+			t.Fatal(err)
+		}
+		return read()
+	}
+}
