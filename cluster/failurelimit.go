@@ -36,7 +36,7 @@ func (f failures) at(now time.Time) float64 {
 func (l *failureLimit) allow(from netip.Addr, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.fails[limitKey(from)].at(now) < failureBurst
+	return l.fails[limitKey(from)].at(now) <= failureBurst-1
 }
 
 func (l *failureLimit) failed(from netip.Addr, now time.Time) {

@@ -52,7 +52,7 @@ func ParseHost(s string) (string, error) {
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return "", bad
 	}
-	if host == "" || strings.ContainsAny(host, "/:@ \t\n") {
+	if _, err := netip.ParseAddr(host); err != nil && (host == "" || strings.ContainsAny(host, "/:@ \t\n")) {
 		return "", bad
 	}
 	return net.JoinHostPort(host, port), nil

@@ -47,6 +47,8 @@ type Members struct {
 	table   *memberTable
 	started time.Time
 	rejoin  *rejoiner
+	// transport replaces memberlist's UDP and TCP; nil but in tests that cut cables.
+	transport func() (memberlist.Transport, error)
 
 	mu      sync.Mutex
 	list    *memberlist.Memberlist // nil unless Run is in it
@@ -114,6 +116,13 @@ func (m *Members) Run(ctx context.Context) error {
 
 func (m *Members) open(addr netip.Addr) error {
 	conf := m.gossipConfig(addr)
+	if m.transport != nil {
+		tr, err := m.transport()
+		if err != nil {
+			return err
+		}
+		conf.Transport = tr
+	}
 	m.mu.Lock()
 	m.address = addr
 	m.mu.Unlock()
