@@ -43,7 +43,7 @@ func (w *worker) load() {
 func (w *worker) save() {
 	w.mu.Lock()
 	data, err := json.Marshal(state{Sandbox: w.attempt, Containers: w.memory})
-	skip := bytes.Equal(data, w.saved) || w.torn == 2
+	skip := bytes.Equal(data, w.saved) || w.halt.Remove // its directory is about to go
 	w.mu.Unlock()
 	if err == nil && !skip {
 		if err = os.MkdirAll(filepath.Dir(w.statePath()), 0o700); err == nil {

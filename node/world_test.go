@@ -167,10 +167,11 @@ func (w *world) start() {
 		}
 		factory.Shutdown()
 	}
-	w.settle()
+	w.sleep(time.Second) // informers look ten times a second whether they are synced
 }
 
-func (w *world) settle() { synctest.Wait() }
+// settle leaves a moment of fake time for what polls.
+func (w *world) settle() { w.sleep(100 * time.Millisecond) }
 
 func (w *world) sleep(d time.Duration) {
 	time.Sleep(d) // fake time
