@@ -43,7 +43,7 @@ type service struct {
 
 // requirePodman fails where Podman cannot be tried: a suite that skips itself
 // would go unnoticed.
-func requirePodman(t *testing.T) {
+func requirePodman(t testing.TB) {
 	if os.Getenv("ROOKERY_SKIP_PODMAN") == "1" {
 		t.Skip("ROOKERY_SKIP_PODMAN=1")
 	}
@@ -65,7 +65,7 @@ func (s *service) command(args ...string) *exec.Cmd {
 }
 
 // startService runs a service until the test ends, and then removes all that it made.
-func startService(t *testing.T) *service {
+func startService(t testing.TB) *service {
 	// conmon leaves its parent; here it becomes this process's child, which buries it at the end.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		t.Fatal(err)
@@ -98,7 +98,7 @@ func startService(t *testing.T) *service {
 	}
 }
 
-func (s *service) stop(t *testing.T) {
+func (s *service) stop(t testing.TB) {
 	if out, err := s.command("pod", "rm", "--all", "--force", "--time", "0").CombinedOutput(); err != nil {
 		t.Errorf("remove pods: %v: %s", err, out)
 	}
@@ -121,7 +121,7 @@ func (s *service) stop(t *testing.T) {
 	bury(t)
 }
 
-func (s *service) unmount(t *testing.T) {
+func (s *service) unmount(t testing.TB) {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Errorf("read mounts: %v", err)
@@ -138,7 +138,7 @@ func (s *service) unmount(t *testing.T) {
 
 // bury waits for the conmon processes that are this process's children by now. It
 // may run only when no exec.Cmd is under way.
-func bury(t *testing.T) {
+func bury(t testing.TB) {
 	deadline := time.Now().Add(10 * time.Second)
 	for time.Now().Before(deadline) {
 		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
@@ -159,7 +159,7 @@ func bury(t *testing.T) {
 }
 
 // guestArchive builds package guest's program and puts it into an image of that name.
-func guestArchive(t *testing.T, name, program string) []byte {
+func guestArchive(t testing.TB, name, program string) []byte {
 	data, err := os.ReadFile(program)
 	if err != nil {
 		t.Fatal(err)
@@ -178,7 +178,7 @@ func guestArchive(t *testing.T, name, program string) []byte {
 	return out.Bytes()
 }
 
-func buildGuest(t *testing.T) string {
+func buildGuest(t testing.TB) string {
 	program := filepath.Join(t.TempDir(), "guest")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "../runtimetest/guestcmd")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -188,7 +188,7 @@ func buildGuest(t *testing.T) string {
 	return program
 }
 
-func newRuntime(t *testing.T, socket, owner string) *Runtime {
+func newRuntime(t testing.TB, socket, owner string) *Runtime {
 	r, err := New(Config{Socket: socket, Owner: owner})
 	if err != nil {
 		t.Fatal(err)
@@ -196,8 +196,8 @@ func newRuntime(t *testing.T, socket, owner string) *Runtime {
 	return r
 }
 
-func load(t *testing.T, s *service, archive []byte) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+func load(t testing.TB, s *service, archive []byte) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	names, err := newRuntime(t, s.socket, "load").LoadImage(ctx, bytes.NewReader(archive))
 	if err != nil || fmt.Sprint(names) != "["+guestImage+"]" {
