@@ -32,7 +32,8 @@ func (w *userWireGuard) up() (netlink.Link, error) {
 			w.cfg.Log.Debug("wireguard", "message", fmt.Sprintf(format, args...))
 		},
 	}
-	w.dev = device.NewDevice(t, conn.NewDefaultBind(), log)
+	inside, outside := bounded(t, conn.NewDefaultBind(), w.cfg.MTU)
+	w.dev = device.NewDevice(inside, outside, log)
 	if err := w.dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(w.cfg.Key[:]), w.cfg.Port)); err != nil {
 		return nil, fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
 	}
