@@ -64,15 +64,18 @@ type Runtime interface {
 	Events(ctx context.Context, ready func(), f func(Event)) error
 
 	// Exec runs a command in a running container until it ends and returns its
-	// exit code. A command that cannot be started is an error, not a code.
+	// exit code. A command that cannot be started is an error, not a code. When ctx
+	// ends, the command is killed. Here and in Attach, Stdin may be read from once
+	// more after the call has returned.
 	Exec(ctx context.Context, containerID string, opts ExecOptions) (exitCode int, err error)
-	// Attach connects streams to the container's main process until it ends or ctx does.
+	// Attach connects streams to the container's main process until it ends or ctx does; neither is an error.
 	Attach(ctx context.Context, containerID string, streams Streams) error
 	// Logs writes what the container printed. With Follow it goes on until the container ends or ctx does.
 	Logs(ctx context.Context, containerID string, opts LogOptions, stdout, stderr io.Writer) error
 
 	// Image returns a local image by any of its names. ErrNotFound if it is not here.
 	Image(ctx context.Context, ref string) (Image, error)
+	// Images returns all local images, without User and StopSignal.
 	Images(ctx context.Context) ([]Image, error)
 	// PullImage fetches an image from its registry. auth may be nil.
 	PullImage(ctx context.Context, ref string, auth *RegistryAuth) (Image, error)
@@ -103,7 +106,7 @@ type SandboxSpec struct {
 	Hostname string // empty with HostNetwork
 	Labels   map[string]string
 	// HostNetwork shares the machine's network namespace; otherwise the sandbox
-	// gets an empty one, without even the loopback device up.
+	// gets an empty one, in which even the loopback device may be down.
 	HostNetwork bool
 	HostPID     bool
 	HostIPC     bool
@@ -134,6 +137,7 @@ const (
 )
 
 // Container is the actual state of a container, the infra container excluded.
+// Started and Finished may be cut to the second.
 type Container struct {
 	ID, Name       string // Name as in ContainerSpec
 	Labels         map[string]string
