@@ -9,9 +9,11 @@ import (
 )
 
 const (
-	// rejoinTick is how often the rejoiner compares who is known with who is
-	// alive, in memory; nothing is sent while all are.
+	// rejoinTick is how often the rejoiner looks while somebody is not alive.
 	rejoinTick = 250 * time.Millisecond
+	// rejoinIdle is how often it looks while all are, for records of peers that
+	// were never met; a death wakes it.
+	rejoinIdle = 5 * time.Second
 	// rejoinFirst and rejoinMost bound the pause between two tries to reach a
 	// peer that is not alive. The most is short, as a healed cable must be noticed
 	// within two seconds however long it was cut, and cheap: one TCP SYN.
@@ -42,20 +44,25 @@ func newRejoiner(m *Members) *rejoiner {
 
 func (r *rejoiner) run(ctx context.Context) {
 	defer r.wg.Wait()
-	t := time.NewTicker(rejoinTick)
-	defer t.Stop()
+	wake, cancel := r.m.Subscribe()
+	defer cancel()
 	for {
-		r.look(ctx, time.Now())
+		pause := rejoinIdle
+		if missing := r.missing(); len(missing) > 0 {
+			r.look(ctx, missing, time.Now())
+			pause = rejoinTick
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-t.C:
+		case <-wake:
+		case <-time.After(pause):
 		}
 	}
 }
 
-func (r *rejoiner) look(ctx context.Context, now time.Time) {
-	for name, addrs := range r.missing() {
+func (r *rejoiner) look(ctx context.Context, missing map[string][]string, now time.Time) {
+	for name, addrs := range missing {
 		st := r.next[name]
 		if st == nil {
 			st = &rejoinState{pause: rejoinFirst}
