@@ -41,7 +41,7 @@ func (a *Agent) engineEvent(e runtime.Event) {
 		return
 	}
 	if w := a.worker(id.UID); w != nil {
-		w.touch()
+		w.touch(e)
 	}
 }
 

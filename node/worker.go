@@ -153,12 +153,16 @@ func (w *worker) podGone() {
 	w.kick()
 }
 
-// touch says that the engine has news of the pod.
-func (w *worker) touch() {
+// touch says that the engine has news of the pod. Most are of what a task of ours
+// does at this moment; its end is soon enough to look, and asking costs the engine.
+func (w *worker) touch(e runtime.Event) {
 	w.mu.Lock()
 	w.markDirty()
+	own := len(w.busy) > 0 && (e.Type == runtime.ContainerStarted || e.Type == runtime.SandboxChanged)
 	w.mu.Unlock()
-	w.kick()
+	if !own {
+		w.kick()
+	}
 }
 
 func (w *worker) markDirty() {
