@@ -1,0 +1,186 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/util/flowcontrol"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/controller/certificates/rootcacertpublisher"
+	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
+	"k8s.io/kubernetes/pkg/controller/cronjob"
+	"k8s.io/kubernetes/pkg/controller/daemon"
+	"k8s.io/kubernetes/pkg/controller/deployment"
+	"k8s.io/kubernetes/pkg/controller/endpointslice"
+	"k8s.io/kubernetes/pkg/controller/job"
+	"k8s.io/kubernetes/pkg/controller/namespace"
+	"k8s.io/kubernetes/pkg/controller/replicaset"
+	"k8s.io/kubernetes/pkg/controller/serviceaccount"
+	"k8s.io/kubernetes/pkg/controller/statefulset"
+	"k8s.io/kubernetes/pkg/controller/tainteviction"
+	"k8s.io/kubernetes/pkg/controller/ttlafterfinished"
+)
+
+const (
+	// workers of each controller; upstream's 5 to 20 are for thousands of objects.
+	workers = 2
+	// endpointsPerSlice is upstream's default.
+	endpointsPerSlice = 100
+	// endpointBatch gathers the changes of a Service's pods into one write. Traffic
+	// leaves dead peers by gossip, so this delays only additions.
+	endpointBatch = 50 * time.Millisecond
+	// namespaceResync is upstream's default.
+	namespaceResync = 5 * time.Minute
+)
+
+// stock are Kubernetes' own controllers. Each is made as
+// cmd/kube-controller-manager/app of the same version makes it, with the name
+// that bootstrap RBAC knows. Not here: pod garbage collection, whose package
+// links the kubelet (see podgc.go), and what our API does not serve.
+func stock() []controller {
+	return []controller{
+		{"deployment", "deployment-controller", runDeployment},
+		{"replicaset", "replicaset-controller", runReplicaSet},
+		{"daemonset", "daemon-set-controller", runDaemonSet},
+		{"statefulset", "statefulset-controller", runStatefulSet},
+		{"job", "job-controller", runJob},
+		{"cronjob", "cronjob-controller", runCronJob},
+		{"ttl-after-finished", "ttl-after-finished-controller", runTTLAfterFinished},
+		{"endpointslice", "endpointslice-controller", runEndpointSlice},
+		{"namespace", "namespace-controller", runNamespace},
+		{"garbage-collector", "generic-garbage-collector", runGarbageCollector},
+		{"serviceaccount", "service-account-controller", runServiceAccount},
+		{"root-ca", "root-ca-cert-publisher", runRootCA},
+		{"clusterrole-aggregation", "clusterrole-aggregation-controller", runRoleAggregation},
+		{"taint-eviction", "node-controller", runTaintEviction},
+	}
+}
+
+func runDeployment(ctx context.Context, e *env) error {
+	c, err := deployment.NewDeploymentController(ctx, e.Apps().V1().Deployments(), e.Apps().V1().ReplicaSets(), e.Core().V1().Pods(), e.client)
+	if err != nil {
+		return fmt.Errorf("make controller: %w", err)
+	}
+	e.start()
+	c.Run(ctx, workers)
+	return nil
+}
+
+func runReplicaSet(ctx context.Context, e *env) error {
+	c := replicaset.NewReplicaSetController(ctx, e.Apps().V1().ReplicaSets(), e.Core().V1().Pods(), e.client, replicaset.BurstReplicas)
+	e.start()
+	c.Run(ctx, workers)
+	return nil
+}
+
+func runDaemonSet(ctx context.Context, e *env) error {
+	c, err := daemon.NewDaemonSetsController(ctx, e.Apps().V1().DaemonSets(), e.Apps().V1().ControllerRevisions(), e.Core().V1().Pods(),
+		e.Core().V1().Nodes(), e.client, flowcontrol.NewBackOff(time.Second, 15*time.Minute))
+	if err != nil {
+		return fmt.Errorf("make controller: %w", err)
+	}
+	e.start()
+	c.Run(ctx, workers)
+	return nil
+}
+
+func runStatefulSet(ctx context.Context, e *env) error {
+	c := statefulset.NewStatefulSetController(ctx, e.Core().V1().Pods(), e.Apps().V1().StatefulSets(), e.Core().V1().PersistentVolumeClaims(),
+		e.Apps().V1().ControllerRevisions(), e.client)
+	e.start()
+	c.Run(ctx, workers)
+	return nil
+}
+
+func runJob(ctx context.Context, e *env) error {
+	// Workloads and pod groups are for gang scheduling, which is off.
+	c, err := job.NewController(ctx, e.client, e.Core().V1().Pods(), e.Batch().V1().Jobs(), nil, nil)
+	if err != nil {
+		return fmt.Errorf("make controller: %w", err)
+	}
+	e.start()
+	c.Run(ctx, workers)
+	return nil
+}
+
+func runCronJob(ctx context.Context, e *env) error {
+	c, err := cronjob.NewControllerV2(ctx, e.Batch().V1().Jobs(), e.Batch().V1().CronJobs(), e.client)
+	if err != nil {
+		return fmt.Errorf("make controller: %w", err)
+	}
+	e.start()
+	c.Run(ctx, workers)
+	return nil
+}
+
+func runTTLAfterFinished(ctx context.Context, e *env) error {
+	c := ttlafterfinished.New(ctx, e.Batch().V1().Jobs(), e.client)
+	e.start()
+	c.Run(ctx, 1)
+	return nil
+}
+
+func runEndpointSlice(ctx context.Context, e *env) error {
+	c := endpointslice.NewController(ctx, e.Core().V1().Pods(), e.Core().V1().Services(), e.Core().V1().Nodes(), e.Discovery().V1().EndpointSlices(),
+		endpointsPerSlice, e.client, endpointBatch)
+	e.start()
+	c.Run(ctx, workers)
+	return nil
+}
+
+func runNamespace(ctx context.Context, e *env) error {
+	objects, err := metadata.NewForConfig(e.config)
+	if err != nil {
+		return fmt.Errorf("make metadata client: %w", err)
+	}
+	c := namespace.NewNamespaceController(ctx, e.client, objects, e.client.Discovery().ServerPreferredNamespacedResources,
+		e.Core().V1().Namespaces(), namespaceResync, corev1.FinalizerKubernetes)
+	e.start()
+	c.Run(ctx, workers)
+	return nil
+}
+
+func runServiceAccount(ctx context.Context, e *env) error {
+	c, err := serviceaccount.NewServiceAccountsController(klog.FromContext(ctx), e.Core().V1().ServiceAccounts(), e.Core().V1().Namespaces(), e.client,
+		serviceaccount.DefaultServiceAccountsControllerOptions())
+	if err != nil {
+		return fmt.Errorf("make controller: %w", err)
+	}
+	e.start()
+	c.Run(ctx, 1)
+	return nil
+}
+
+func runRootCA(ctx context.Context, e *env) error {
+	c, err := rootcacertpublisher.NewPublisher(e.Core().V1().ConfigMaps(), e.Core().V1().Namespaces(), e.client, e.cfg.RootCA)
+	if err != nil {
+		return fmt.Errorf("make controller: %w", err)
+	}
+	e.start()
+	c.Run(ctx, 1)
+	return nil
+}
+
+func runRoleAggregation(ctx context.Context, e *env) error {
+	c := clusterroleaggregation.NewClusterRoleAggregation(e.Rbac().V1().ClusterRoles(), e.client.RbacV1())
+	e.start()
+	c.Run(ctx, 1)
+	return nil
+}
+
+func runTaintEviction(ctx context.Context, e *env) error {
+	// It looks pods up by node and, in upstream's process, relies on another controller for the index.
+	if err := indexPodsByNode(e.Core().V1().Pods().Informer()); err != nil {
+		return err
+	}
+	c, err := tainteviction.New(ctx, e.client, e.Core().V1().Pods(), e.Core().V1().Nodes(), "taint-eviction-controller")
+	if err != nil {
+		return fmt.Errorf("make controller: %w", err)
+	}
+	e.start()
+	c.Run(ctx)
+	return nil
+}
