@@ -112,6 +112,10 @@ func (f *files) load(m *fsm) (err error) {
 		return err
 	}
 	defer guard(path, &err)()
+	first, err := f.db.FirstIndex()
+	if err != nil {
+		return &DamagedError{Path: path, Cause: err}
+	}
 	last, err := f.db.LastIndex()
 	if err != nil {
 		return &DamagedError{Path: path, Cause: err}
@@ -120,9 +124,13 @@ func (f *files) load(m *fsm) (err error) {
 	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
 		return &DamagedError{Path: path, Cause: err}
 	}
-	for i := snapshot + 1; i <= last; i++ {
+	for i := max(1, min(first, snapshot+1)); i <= last; i++ {
 		var l raft.Log
-		if err := f.db.GetLog(i, &l); err != nil {
+		err := f.db.GetLog(i, &l)
+		if errors.Is(err, raft.ErrLogNotFound) && i <= snapshot {
+			continue // what a snapshot from the leader has skipped
+		}
+		if err != nil {
 			return &DamagedError{Path: path, Cause: fmt.Errorf("log entry %d of %d: %w", i, last, err)}
 		}
 		if l.Type == raft.LogCommand {

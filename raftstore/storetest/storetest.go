@@ -58,7 +58,7 @@ func do(t testing.TB, s raftstore.Store, ops ...raftstore.Op) raftstore.Result {
 	defer cancel()
 	res, err := s.Txn(ctx, ops)
 	if err != nil {
-		t.Fatalf("Txn(%v): %v", ops, err)
+		t.Fatalf("transaction of %d operations on %q: %v", len(ops), ops[0].Key, err)
 	}
 	if s.Revision() < res.Revision {
 		t.Fatalf("Txn returned revision %d, the store is at %d: a write must be readable when it returns", res.Revision, s.Revision())
