@@ -24,8 +24,7 @@ func (s *Server) routes(api http.Handler) (http.Handler, error) {
 		mux.Handle(p, api)
 	}
 	docs := openapi.Handler()
-	mux.Handle("/openapi/v3", docs)
-	mux.Handle("/openapi/v3/", docs)
+	mux.Handle("/openapi/", docs)
 	mux.HandleFunc("/livez", health(func() error { return nil }))
 	mux.HandleFunc("/readyz", health(s.Ready))
 	mux.HandleFunc("/healthz", health(s.Ready))

@@ -16,6 +16,9 @@ import (
 	"io/fs"
 	"net/http"
 	"strings"
+
+	openapi_v2 "github.com/google/gnostic-models/openapiv2"
+	"google.golang.org/protobuf/proto"
 )
 
 //go:generate go run ./gen
@@ -81,12 +84,33 @@ func open(groupVersion, suffix string) (fs.File, error) {
 	return docs.Open("docs/" + strings.ReplaceAll(groupVersion, "/", "__") + "@" + hash + suffix)
 }
 
-// Handler serves /openapi/v3, the index, and /openapi/v3/<group version>.
+// Handler serves /openapi/v3, the index, and /openapi/v3/<group version>; and
+// /openapi/v2, which describes nothing: kubectl asks for it when it meets a kind
+// that v3 does not describe, and only a document without that kind lets it go on
+// to say that there is no such kind.
 func Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/openapi/v3", index)
 	mux.HandleFunc("/openapi/v3/", document)
+	mux.HandleFunc("/openapi/v2", empty)
 	return mux
+}
+
+func empty(w http.ResponseWriter, r *http.Request) {
+	if !strings.Contains(r.Header.Get("Accept"), "proto-openapi") {
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"swagger":"2.0","info":{"title":"Rookery","version":"see /openapi/v3"},"paths":{}}`)
+		return
+	}
+	body, err := proto.Marshal(&openapi_v2.Document{
+		Swagger: "2.0", Info: &openapi_v2.Info{Title: "Rookery", Version: "see /openapi/v3"}, Paths: &openapi_v2.Paths{},
+	})
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf")
+	w.Write(body)
 }
 
 func index(w http.ResponseWriter, _ *http.Request) {
