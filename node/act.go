@@ -84,11 +84,18 @@ func (w *worker) setupVolumes(ctx context.Context) error {
 	if err == nil {
 		w.volumes = true
 	}
-	if !next.IsZero() {
-		time.AfterFunc(time.Until(next), w.refresh)
+	if w.renew != nil {
+		w.renew.Stop()
+		w.renew = nil
+	}
+	if !next.IsZero() && !w.closed {
+		w.renew = time.AfterFunc(time.Until(next), w.refresh)
 	}
 	return err
 }
+
+// refreshVolumes is a task that changes nothing about the sandbox.
+const refreshVolumes plan.Kind = "refresh volumes"
 
 // refresh brings the contents of volumes up to date; one that fails keeps what it had.
 func (w *worker) refresh() {
@@ -97,7 +104,7 @@ func (w *worker) refresh() {
 	if w.closed || !w.volumes || w.busy[""] != nil || !w.halt.Since.IsZero() || !hasProjections(w.pod) {
 		return
 	}
-	w.launchWhole(plan.Task{Kind: plan.SetupVolumes}, "FailedMount", "MountVolume.SetUp failed for %v", w.setupVolumes)
+	w.launchWhole(plan.Task{Kind: refreshVolumes}, "FailedMount", "MountVolume.SetUp failed for %v", w.setupVolumes)
 }
 
 func hasProjections(pod *v1.Pod) bool {

@@ -56,12 +56,14 @@ func (r *registrar) run(ctx context.Context, engine runtime.Runtime) {
 		}()
 	}
 	cache.WaitForCacheSync(ctx.Done(), r.inf.Informer().HasSynced)
-	r.ask(ctx, engine)
 	ticker := time.NewTicker(checkNode)
 	defer ticker.Stop()
 	backoff := time.Second
 	for {
 		var retry <-chan time.Time
+		if r.unasked() {
+			r.ask(ctx, engine)
+		}
 		if err := r.ensure(ctx); err != nil && ctx.Err() == nil {
 			r.log.Warn("update node", "node", r.cfg.Name, "error", err, "retry", backoff)
 			retry = time.After(backoff)
@@ -92,6 +94,13 @@ func (r *registrar) ask(ctx context.Context, engine runtime.Runtime) {
 	r.mu.Unlock()
 }
 
+// unasked: nothing is known of the engine yet, or it has come back and may be another version.
+func (r *registrar) unasked() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.asked
+}
+
 func (r *registrar) changed(obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
@@ -116,6 +125,9 @@ func (r *registrar) setEngine(err error) {
 	r.mu.Lock()
 	changed := (r.engine == nil) != (err == nil)
 	r.engine = err
+	if changed && err == nil {
+		r.asked = false
+	}
 	r.mu.Unlock()
 	if changed {
 		r.kick()

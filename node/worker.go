@@ -29,6 +29,7 @@ type worker struct {
 	running bool // a goroutine steps
 	again   bool // and shall step once more
 	timer   *time.Timer
+	renew   *time.Timer // of tokens
 
 	pod  *v1.Pod // newest from the API
 	gone bool    // it is not in the API any more
@@ -261,6 +262,9 @@ func (w *worker) close() {
 	w.mu.Lock()
 	w.closed = true
 	w.wakeAt(time.Time{})
+	if w.renew != nil {
+		w.renew.Stop()
+	}
 	probes := w.probes
 	w.probes = map[string]*watched{}
 	w.mu.Unlock()
@@ -280,7 +284,9 @@ func (w *worker) launch(key string, t plan.Task, f func(ctx context.Context)) {
 		f(ctx)
 		w.mu.Lock()
 		delete(w.busy, key)
-		w.markDirty()
+		if t.Kind != refreshVolumes {
+			w.markDirty()
+		}
 		w.mu.Unlock()
 		w.kick()
 	})
@@ -313,7 +319,7 @@ func (w *worker) look() bool {
 			}
 		case err != nil:
 			w.mu.Unlock()
-			if w.ctx.Err() == nil {
+			if w.ctx.Err() == nil && !errors.Is(err, runtime.ErrUnavailable) { // that is told once, for all pods
 				w.a.log.Warn("inspect sandbox", "pod", w.name(), "error", err)
 			}
 			return false

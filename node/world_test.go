@@ -79,7 +79,8 @@ func inWorld(t *testing.T, f func(w *world), objects ...kruntime.Object) {
 			script:  map[string]func(context.Context, memory.Process) int{},
 		}
 		w.machine = memory.New(memory.Config{
-			Images: []runtime.Image{{ID: "sha256:1", Names: []string{"localhost/hello:1"}}, {ID: "sha256:2", Names: []string{"localhost/hello:2"}}},
+			StartDelay: 10 * time.Millisecond, // so that starts have an order
+			Images:     []runtime.Image{{ID: "sha256:1", Names: []string{"localhost/hello:1"}}, {ID: "sha256:2", Names: []string{"localhost/hello:2"}}},
 			Run: func(ctx context.Context, p memory.Process) int {
 				name := p.Spec.Labels["io.kubernetes.container.name"]
 				w.note("start " + name)
