@@ -57,13 +57,14 @@ type server struct {
 	pods    Pods
 	runtime runtime.Runtime
 	log     *slog.Logger
+	mux     *http.ServeMux
 }
 
 // Handler serves /containerLogs/NS/POD/CONTAINER, /exec/…, /attach/… and
 // /portForward/NS/POD.
 func Handler(pods Pods, rt runtime.Runtime, log *slog.Logger) http.Handler {
-	s := &server{pods, rt, log}
 	mux := http.NewServeMux()
+	s := &server{pods, rt, log, mux}
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.logs)
 	for path, serve := range map[string]http.HandlerFunc{
 		"/exec/{namespace}/{pod}/{container}":   s.exec,
@@ -114,6 +115,9 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, &Error{http.StatusBadRequest, err.Error()})
 		return
 	}
+	if s.translate(w, r, opts) {
+		return
+	}
 	remotecommand.ServeExec(w, r, commands{s.runtime}, "", "", c.ID, command, opts,
 		idleTimeout, remotecommand.DefaultStreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
 }
@@ -132,6 +136,9 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 	opts.TTY = c.TTY // the container has what it was started with, whatever is asked for
 	if c.TTY {
 		opts.Stderr = false
+	}
+	if s.translate(w, r, opts) {
+		return
 	}
 	remotecommand.ServeAttach(w, r, commands{s.runtime}, "", "", c.ID, opts,
 		idleTimeout, remotecommand.DefaultStreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
