@@ -63,9 +63,6 @@ func (c *cluster) config(name string) raftstore.Config {
 	cfg := raftstore.Config{
 		Name: name, Dir: filepath.Join(c.dir, name), Transport: port{c.t, c.net, name},
 		Alive: c.net.alive,
-		// A third of the real ones: tests are many.
-		HeartbeatTimeout: 300 * time.Millisecond, ElectionTimeout: 300 * time.Millisecond,
-		LeaderLease: 150 * time.Millisecond, LeaderlessGrace: time.Second,
 	}
 	if c.tune != nil {
 		c.tune(&cfg)

@@ -192,12 +192,24 @@ func (r *Replicated) noteLeader(rf *raft.Raft) {
 	r.changed.wake()
 }
 
-// leaderlessFor is for how long no leader has been known, 0 if one is.
-func (r *Replicated) leaderlessFor() time.Duration {
+// leaderlessFor is for how long no leader has been known; false while one is.
+func (r *Replicated) leaderlessFor() (time.Duration, bool) {
+	if r.Leader() != "" {
+		return 0, false // the observer may not have noted it yet
+	}
 	r.leaderMu.Lock()
 	defer r.leaderMu.Unlock()
 	if r.leaderless.IsZero() {
-		return 0
+		return 0, true
 	}
-	return time.Since(r.leaderless)
+	return time.Since(r.leaderless), true
+}
+
+// expectElection makes the patience with there being no leader begin anew: a
+// peer that has just started waits up to two heartbeat timeouts before it even
+// asks for votes.
+func (r *Replicated) expectElection() {
+	r.leaderMu.Lock()
+	defer r.leaderMu.Unlock()
+	r.leaderless = time.Now().Add(2 * r.cfg.HeartbeatTimeout)
 }

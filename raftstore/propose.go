@@ -123,7 +123,7 @@ func (r *Replicated) awaitLeader(ctx context.Context) (target, error) {
 			return to, ctx.Err()
 		}
 		grace := r.cfg.RequestTimeout // elected, and about to begin its term
-		if without := r.leaderlessFor(); without > 0 {
+		if without, yes := r.leaderlessFor(); yes {
 			if grace = r.cfg.LeaderlessGrace - without; grace <= 0 {
 				return target{}, r.noQuorum()
 			}
@@ -190,7 +190,7 @@ func (r *Replicated) propose(ctx context.Context, to target, ops []op) (Result, 
 			}
 			doubt = err
 		case <-tick.C:
-			if r.leaderlessFor() > r.cfg.LeaderlessGrace {
+			if without, yes := r.leaderlessFor(); yes && without > r.cfg.LeaderlessGrace {
 				return Result{}, &UncertainError{Cause: r.noQuorum()}
 			}
 		case <-r.closing:

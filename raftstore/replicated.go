@@ -143,6 +143,7 @@ func (r *Replicated) Run(ctx context.Context) error {
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	group, failed := errgroup.WithContext(background)
 	r.client = &client{transport: r.cfg.Transport, ctx: background}
+	r.expectElection()
 	r.raft.Store(rf)
 	r.trans.Store(trans)
 	r.start(group, failed, rf, f, notify)
