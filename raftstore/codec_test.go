@@ -143,13 +143,13 @@ func TestHostileFrames(t *testing.T) {
 				t.Fatal(err)
 			}
 			ours, theirs := net.Pipe()
+			if err := ours.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
 			ended := make(chan error, 1)
 			s := &server{r: r}
 			go func() { ended <- s.serve(t.Context(), theirs) }()
 			go io.WriteString(ours, tt.send)
-			if err := ours.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-				t.Fatal(err)
-			}
 			if tt.dropped {
 				if b, err := io.ReadAll(ours); err != nil || len(b) > 0 {
 					t.Errorf("answered %q, %v", b, err)
