@@ -22,6 +22,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/ptr"
 
@@ -30,6 +31,14 @@ import (
 	"github.com/rundigitalplatform/rookery/raftstore"
 	"github.com/rundigitalplatform/rookery/scheduler"
 )
+
+// TestMain sets the gates as cmd does: they are global to a process.
+func TestMain(m *testing.M) {
+	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(controller.Features()); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
 
 // cluster is an API with three nodes, whose agents are a loop of the test.
 type cluster struct {
@@ -393,8 +402,10 @@ func (m *members) change(f func()) {
 	}
 }
 
-func (m *members) set(name string, member controller.Member) { m.change(func() { m.all[name] = member }) }
-func (m *members) remove(name string)                        { m.change(func() { delete(m.all, name) }) }
+func (m *members) set(name string, member controller.Member) {
+	m.change(func() { m.all[name] = member })
+}
+func (m *members) remove(name string) { m.change(func() { delete(m.all, name) }) }
 func (m *members) liveness(name string, l controller.Liveness) {
 	m.change(func() { member := m.all[name]; member.Liveness = l; m.all[name] = member })
 }

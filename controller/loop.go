@@ -74,7 +74,7 @@ func (e *env) loop(ctx context.Context, w waker, members <-chan struct{}, reconc
 
 // synced starts the informers and waits for them.
 func (e *env) synced(ctx context.Context, informers ...cache.SharedIndexInformer) error {
-	e.start()
+	e.Start(ctx.Done())
 	for _, informer := range informers {
 		if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
 			return fmt.Errorf("wait for informers: %w", context.Cause(ctx))

@@ -64,14 +64,14 @@ func runDeployment(ctx context.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("make controller: %w", err)
 	}
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, workers)
 	return nil
 }
 
 func runReplicaSet(ctx context.Context, e *env) error {
 	c := replicaset.NewReplicaSetController(ctx, e.Apps().V1().ReplicaSets(), e.Core().V1().Pods(), e.client, replicaset.BurstReplicas)
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, workers)
 	return nil
 }
@@ -82,7 +82,7 @@ func runDaemonSet(ctx context.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("make controller: %w", err)
 	}
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, workers)
 	return nil
 }
@@ -90,7 +90,7 @@ func runDaemonSet(ctx context.Context, e *env) error {
 func runStatefulSet(ctx context.Context, e *env) error {
 	c := statefulset.NewStatefulSetController(ctx, e.Core().V1().Pods(), e.Apps().V1().StatefulSets(), e.Core().V1().PersistentVolumeClaims(),
 		e.Apps().V1().ControllerRevisions(), e.client)
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, workers)
 	return nil
 }
@@ -101,7 +101,7 @@ func runJob(ctx context.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("make controller: %w", err)
 	}
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, workers)
 	return nil
 }
@@ -111,14 +111,14 @@ func runCronJob(ctx context.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("make controller: %w", err)
 	}
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, workers)
 	return nil
 }
 
 func runTTLAfterFinished(ctx context.Context, e *env) error {
 	c := ttlafterfinished.New(ctx, e.Batch().V1().Jobs(), e.client)
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, 1)
 	return nil
 }
@@ -126,7 +126,7 @@ func runTTLAfterFinished(ctx context.Context, e *env) error {
 func runEndpointSlice(ctx context.Context, e *env) error {
 	c := endpointslice.NewController(ctx, e.Core().V1().Pods(), e.Core().V1().Services(), e.Core().V1().Nodes(), e.Discovery().V1().EndpointSlices(),
 		endpointsPerSlice, e.client, endpointBatch)
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, workers)
 	return nil
 }
@@ -138,7 +138,7 @@ func runNamespace(ctx context.Context, e *env) error {
 	}
 	c := namespace.NewNamespaceController(ctx, e.client, objects, e.client.Discovery().ServerPreferredNamespacedResources,
 		e.Core().V1().Namespaces(), namespaceResync, corev1.FinalizerKubernetes)
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, workers)
 	return nil
 }
@@ -149,7 +149,7 @@ func runServiceAccount(ctx context.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("make controller: %w", err)
 	}
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, 1)
 	return nil
 }
@@ -159,14 +159,14 @@ func runRootCA(ctx context.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("make controller: %w", err)
 	}
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, 1)
 	return nil
 }
 
 func runRoleAggregation(ctx context.Context, e *env) error {
 	c := clusterroleaggregation.NewClusterRoleAggregation(e.Rbac().V1().ClusterRoles(), e.client.RbacV1())
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx, 1)
 	return nil
 }
@@ -180,7 +180,7 @@ func runTaintEviction(ctx context.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("make controller: %w", err)
 	}
-	e.start()
+	e.Start(ctx.Done())
 	c.Run(ctx)
 	return nil
 }

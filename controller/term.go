@@ -20,12 +20,19 @@ import (
 // remembers which event handlers were added through it: Kubernetes' controllers
 // add them and never take them back, because there the process ends with them.
 //
+// No event is delivered before [Term.Start]. Upstream's constructors add handlers
+// before they have set all that these use, which is safe there because informers
+// are started last; here they run already.
+//
 // It may be used concurrently.
 type Term struct {
 	informers.SharedInformerFactory
 	start func()
 
+	opened, ended chan struct{} // closed by Start and by Close
+
 	mu       sync.Mutex
+	isOpen   bool
 	closed   bool
 	handlers []registration
 }
@@ -39,7 +46,7 @@ type registration struct {
 // start f's informers for the life of the process: an informer that has stopped
 // cannot be started again.
 func NewTerm(f informers.SharedInformerFactory, start func()) *Term {
-	return &Term{SharedInformerFactory: f, start: start}
+	return &Term{SharedInformerFactory: f, start: start, opened: make(chan struct{}), ended: make(chan struct{})}
 }
 
 // Close removes every event handler that was added through t. Nothing may be
@@ -47,6 +54,9 @@ func NewTerm(f informers.SharedInformerFactory, start func()) *Term {
 func (t *Term) Close() error {
 	t.mu.Lock()
 	handlers := t.handlers
+	if !t.closed {
+		close(t.ended)
+	}
 	t.handlers, t.closed = nil, true
 	t.mu.Unlock()
 	var errs []error
@@ -76,11 +86,20 @@ func (t *Term) ForResource(resource schema.GroupVersionResource) (informers.Gene
 	return &termGeneric{GenericInformer: generic, informer: &termInformer{SharedIndexInformer: generic.Informer(), term: t}}, nil
 }
 
-// Start starts what was asked for, for the life of the process; stop is not looked at.
-func (t *Term) Start(<-chan struct{}) { t.start() }
+// Start starts what was asked for, for the life of the process, and lets events
+// through; the channel is not looked at. It may be called again.
+func (t *Term) Start(<-chan struct{}) {
+	t.mu.Lock()
+	if !t.isOpen {
+		t.isOpen = true
+		close(t.opened)
+	}
+	t.mu.Unlock()
+	t.start()
+}
 
 // StartWithContext is like Start.
-func (t *Term) StartWithContext(context.Context) { t.start() }
+func (t *Term) StartWithContext(context.Context) { t.Start(nil) }
 
 // Shutdown does nothing: the informers outlive the term.
 func (t *Term) Shutdown() {}
@@ -115,18 +134,57 @@ type termInformer struct {
 }
 
 func (i *termInformer) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	handle, err := i.SharedIndexInformer.AddEventHandler(h)
+	handle, err := i.SharedIndexInformer.AddEventHandler(&gate{i.term, h})
 	return i.term.remember(i.SharedIndexInformer, handle, err)
 }
 
 func (i *termInformer) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, resync time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	handle, err := i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(h, resync)
+	handle, err := i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(&gate{i.term, h}, resync)
 	return i.term.remember(i.SharedIndexInformer, handle, err)
 }
 
 func (i *termInformer) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
-	handle, err := i.SharedIndexInformer.AddEventHandlerWithOptions(h, o)
+	handle, err := i.SharedIndexInformer.AddEventHandlerWithOptions(&gate{i.term, h}, o)
 	return i.term.remember(i.SharedIndexInformer, handle, err)
+}
+
+// gate holds events back until the term's Start, and drops them after its Close. Each
+// handler has a goroutine and a queue of its own, so waiting holds up nobody else.
+type gate struct {
+	term    *Term
+	handler cache.ResourceEventHandler
+}
+
+func (g *gate) open() bool {
+	select {
+	case <-g.term.ended:
+		return false
+	default:
+	}
+	select {
+	case <-g.term.opened:
+		return true
+	case <-g.term.ended:
+		return false
+	}
+}
+
+func (g *gate) OnAdd(obj any, initial bool) {
+	if g.open() {
+		g.handler.OnAdd(obj, initial)
+	}
+}
+
+func (g *gate) OnUpdate(old, obj any) {
+	if g.open() {
+		g.handler.OnUpdate(old, obj)
+	}
+}
+
+func (g *gate) OnDelete(obj any) {
+	if g.open() {
+		g.handler.OnDelete(obj)
+	}
 }
 
 // RemoveEventHandler leaves the registration in the term: to remove it again does nothing.
