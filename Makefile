@@ -27,19 +27,19 @@ build: deps-go bin/rookery bin/lab bin/hello.tar bin/busybox.tar
 SOURCES := go.mod go.sum $(shell find . -name '*.go' -not -name '*_test.go' -not -path './internal_seed/*') $(shell find apiserver -name '*.gz' 2>/dev/null)
 
 bin/rookery: $(SOURCES) cmd/rookery/kubectl/kubectl.zst
-	go build -trimpath -ldflags '$(STAMP)' -o $@ ./cmd/rookery
+	go build -ldflags '$(STAMP)' -o $@ ./cmd/rookery
 	ln -sf rookery bin/kubectl
 
 # kubectl is compiled apart, so that the daemon has none of its memory.
 cmd/rookery/kubectl/kubectl.zst: go.mod go.sum cmd/kubectl/main.go
-	go build -trimpath -ldflags '$(STAMP)' -o bin/.kubectl ./cmd/kubectl
+	go build -ldflags '$(STAMP)' -o bin/.kubectl ./cmd/kubectl
 	zstd -q -12 -f bin/.kubectl -o $@ && rm bin/.kubectl
 
 bin/lab: $(wildcard cmd/lab/*.go test/lab/*.go test/image/*.go) go.mod
-	go build -trimpath -ldflags '-s -w' -o $@ ./cmd/lab
+	go build -ldflags '-s -w' -o $@ ./cmd/lab
 
 bin/hello.tar: bin/lab $(wildcard configs/samples/hello/*.go)
-	go build -trimpath -ldflags '-s -w' -o bin/hello ./configs/samples/hello
+	go build -ldflags '-s -w' -o bin/hello ./configs/samples/hello
 	bin/lab image --name localhost/hello:1 --name localhost/hello:2 --entrypoint /hello --file /hello=bin/hello $@
 
 bin/busybox.tar: bin/lab

@@ -149,7 +149,7 @@ func Clock(now time.Time) Finding {
 }
 
 // Engine tells whether Podman answers, is new enough and can run containers here.
-func Engine(ctx context.Context, rt runtime.Runtime, socket string, checkVersion func(string) error) (all []Finding) {
+func Engine(ctx context.Context, rt runtime.Runtime, socket string, checkVersion func(runtime.Info) error) (all []Finding) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	info, err := rt.Info(ctx)
@@ -158,7 +158,7 @@ func Engine(ctx context.Context, rt runtime.Runtime, socket string, checkVersion
 			"install it (apt install podman) and start its API: systemctl enable --now podman.socket. Without systemd: podman system service -t 0 unix://" + socket}}
 	}
 	f := Finding{What: "podman", Level: OK, Found: fmt.Sprintf("%s %s with %s", info.Name, info.Version, info.OCIRuntime)}
-	if err := checkVersion(info.Version); err != nil {
+	if err := checkVersion(info); err != nil {
 		f.Level, f.Found, f.Cure = Fatal, "version "+info.Version, err.Error()
 	}
 	all = append(all, f)

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rundigitalplatform/rookery/cmd/rookery/check"
+	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/runtime"
+	"github.com/rundigitalplatform/rookery/runtime/podman"
+)
+
+func checkCommand() *cobra.Command {
+	var cfg config
+	c := &cobra.Command{Use: "check", Short: "What this machine lacks to be a peer, with the cures", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		path, explicit := configPath()
+		if err := load(c.Flags(), path, explicit, os.Environ()); err != nil {
+			return err
+		}
+		if err := cfg.validate(); err != nil {
+			return err
+		}
+		engine, err := podman.New(podman.Config{Socket: cfg.PodmanSocket, Owner: "rookery", Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			return err
+		}
+		all := append(vital(c.Context(), cfg, engine), kernel(c.Context())...)
+		all = append(all, check.Clock(time.Now()))
+		printFindings(c.OutOrStdout(), all)
+		if check.FirstFatal(all) != nil {
+			return fmt.Errorf("this machine cannot be a peer yet; cure what is marked fatal and run this again")
+		}
+		return nil
+	}}
+	cfg.flags(c.Flags())
+	return c
+}
+
+// vital is what a peer cannot start without.
+func vital(ctx context.Context, cfg config, engine runtime.Runtime) []check.Finding {
+	all := []check.Finding{check.Root()}
+	if all[0].Level == check.Fatal {
+		return all
+	}
+	all = append(all, check.DataDir(cfg.DataDir))
+	if pid, err := running(cfg.DataDir); err == nil && pid == 0 {
+		all = append(all, check.Ports([]check.Port{
+			{Network: "tcp", Number: cfg.Port, For: "the API with --port"},
+			{Network: "tcp", Number: cfg.GossipPort, For: "gossip with --gossip-port"},
+			{Network: "udp", Number: cfg.GossipPort, For: "gossip with --gossip-port"},
+		})...)
+	} else {
+		all = append(all, check.Finding{What: "ports", Level: check.OK, Found: fmt.Sprintf("used by this machine's peer, process %d", pid)})
+	}
+	return append(all, check.Engine(ctx, engine, cfg.PodmanSocket, func(i runtime.Info) error { return podman.CheckVersion(i) })...)
+}
+
+// kernel is what package network needs of it.
+func kernel(ctx context.Context) (all []check.Finding) {
+	for _, f := range network.Check(ctx) {
+		found := check.Finding{What: "kernel: " + f.Name, Level: check.OK, Found: f.Detail, Cure: f.Cure}
+		switch {
+		case f.OK:
+		case f.Required:
+			found.Level = check.Fatal
+		default:
+			found.Level = check.Warn
+		}
+		all = append(all, found)
+	}
+	return all
+}
+
+func printFindings(out io.Writer, all []check.Finding) {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	for _, f := range all {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", f.Level, f.What, f.Found)
+		if f.Level != check.OK && f.Cure != "" {
+			fmt.Fprintf(w, "\t\t-> %s\n", f.Cure)
+		}
+	}
+	w.Flush()
+}

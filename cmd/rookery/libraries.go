@@ -1,0 +1,31 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	kube "k8s.io/component-base/version"
+	"k8s.io/klog/v2"
+
+	"github.com/rundigitalplatform/rookery/controller"
+)
+
+// quietLibraries sends what Kubernetes' packages log through log, below the
+// level that a user reads: their errors are mostly steps of a retry.
+func quietLibraries(log *slog.Logger) {
+	klog.SetSlogLogger(log.With("room", "kubernetes"))
+}
+
+func kubernetesVersion() string { return kube.Get().GitVersion }
+
+// setUpLibraries sets what Kubernetes' packages keep for a whole process.
+func setUpLibraries() error {
+	// A panic in one worker of a stock controller must not end a daemon that holds much more than that.
+	utilruntime.ReallyCrash = false
+	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(controller.Features()); err != nil {
+		return fmt.Errorf("set feature gates: %w", err)
+	}
+	return nil
+}

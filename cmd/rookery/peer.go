@@ -1,0 +1,320 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/rundigitalplatform/rookery/apiserver"
+	"github.com/rundigitalplatform/rookery/cluster"
+	"github.com/rundigitalplatform/rookery/cluster/identity"
+	"github.com/rundigitalplatform/rookery/dnsserver"
+	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/network/services"
+	"github.com/rundigitalplatform/rookery/node"
+	"github.com/rundigitalplatform/rookery/raftstore"
+	"github.com/rundigitalplatform/rookery/runtime/podman"
+)
+
+// peer is one running peer: every room, composed. The ground floor (port,
+// gossip, store) starts first and ends last, because all others speak through it.
+type peer struct {
+	cfg  config
+	id   *identity.Identity
+	log  *slog.Logger
+	addr netip.Addr
+
+	port     *cluster.Port
+	members  *cluster.Members
+	live     *liveness
+	store    *raftstore.Replicated
+	registry *cluster.Registry
+	tokens   *cluster.Tokens
+	api      *apiserver.Server
+	engine   *podman.Runtime
+	agent    *node.Agent
+	network  *network.Network
+	started  time.Time
+}
+
+// newPeer composes the ground floor and the API; it opens the peer port. What
+// needs this peer's share of the pod network is made by run, which waits for it.
+func newPeer(cfg config, id *identity.Identity, engine *podman.Runtime, addr netip.Addr, log *slog.Logger) (*peer, error) {
+	p := &peer{cfg: cfg, id: id, engine: engine, addr: addr, log: log, started: time.Now()}
+	settings := id.Settings()
+	var err error
+	// The store reaches peers through the port, the port finds them through
+	// gossip, gossip knows them from the store's records: functions, called once all are there.
+	p.port, err = cluster.Listen(cluster.PortConfig{
+		Listen: fmt.Sprintf(":%d", cfg.Port), Identity: id, Log: log.With("room", "cluster"),
+		Allowed: func(name, fp string) bool { return p.registry.Allowed(name, fp) },
+		Resolve: func(name string) []string { return p.members.Resolve(name) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.store, err = raftstore.New(raftstore.Config{
+		Name: id.Name(), Dir: filepath.Join(cfg.DataDir, "raft"), Transport: p.port, Logger: log.With("room", "raftstore"),
+		Alive: func(name string) bool { return p.live.alive(name) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.registry = cluster.NewRegistry(p.store, settings)
+	p.tokens = cluster.NewTokens(p.store, id.Pin())
+	advertise := cluster.Advertiser
+	if cfg.AdvertiseAddress != "" {
+		advertise = cluster.FixedAddress(addr)
+	}
+	p.members, err = cluster.NewMembers(cluster.MembersConfig{
+		Name: id.Name(), Fingerprint: id.Fingerprint(), Key: id.GossipKey(), Dir: cfg.DataDir,
+		Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), cfg.GossipPort), Advertise: advertise,
+		Port: cfg.Port, Version: version, WireGuardKey: id.WireGuardKey().PublicKey().String(), WireGuardPort: cfg.WireGuardPort,
+		Allowed: p.registry.Allowed, Recorded: p.registry.Peers,
+		Applied: func() uint64 { return p.store.Status().Applied },
+		Log:     log.With("room", "cluster"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.live = newLiveness(id.Name(), p.members)
+	first, count, err := cfg.nodePorts()
+	if err != nil {
+		return nil, err
+	}
+	p.api, err = apiserver.New(apiserver.Config{
+		Store: p.store, Logger: log.With("room", "apiserver"), ClientCAs: id.Pool(), TokenKey: id.ServiceAccountKey(),
+		ServiceCIDR: settings.ServiceCIDR, NodePorts: apiserver.PortRange{First: first, Last: first + count - 1}, APIPort: int(cfg.Port),
+		TolerationSeconds: int64(cfg.EvictAfter.Seconds()), Kubelet: p.agentOf,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// run is the life of a peer. It returns when ctx ends, or when something that
+// it cannot do without fails. Containers live on.
+func (p *peer) run(ctx context.Context, ready func()) error {
+	ground, endGround := context.WithCancel(context.WithoutCancel(ctx))
+	defer endGround()
+	lower, ground := errgroup.WithContext(ground)
+	start(lower, ground, map[string]func(context.Context) error{
+		"peer port": p.port.Run, "gossip": p.members.Run, "store": p.store.Run, "liveness": p.live.run,
+	})
+	upperCtx, endUpper := context.WithCancel(ctx)
+	defer endUpper()
+	go func() { <-ground.Done(); endUpper() }() // without a ground floor nothing stands
+
+	upper, upperCtx := errgroup.WithContext(upperCtx)
+	upper.Go(func() error { return p.runUpper(upperCtx, upper, ready) })
+	err := upper.Wait()
+	// The API's last writes are done; only now may leadership, gossip and the port go.
+	endGround()
+	return errors.Join(err, lower.Wait())
+}
+
+// start runs parts under a group; what ends before it was told to takes the rest down.
+func start(g *errgroup.Group, ctx context.Context, parts map[string]func(context.Context) error) {
+	for name, run := range parts {
+		g.Go(func() error {
+			err := run(ctx)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			if ctx.Err() == nil {
+				return fmt.Errorf("%s ended by itself", name)
+			}
+			return nil
+		})
+	}
+}
+
+func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) error {
+	select {
+	case <-p.store.Started():
+	case <-ctx.Done():
+		return nil
+	}
+	wake, cancel := p.members.Subscribe()
+	defer cancel()
+	start(g, ctx, map[string]func(context.Context) error{
+		"announce":   func(ctx context.Context) error { return p.registry.Announce(ctx, p.self, wake, p.log) },
+		"leadership": func(ctx context.Context) error { return p.store.RunWhileLeader(ctx, p.lead) },
+	})
+	self, err := p.record(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.compose(self); err != nil {
+		return err
+	}
+	start(g, ctx, map[string]func(context.Context) error{"packets": p.network.Run})
+	select { // pods need their network, and the API's first clients are on this machine
+	case <-p.network.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	dns, err := p.dns()
+	if err != nil {
+		return err
+	}
+	balancer := p.balancer()
+	start(g, ctx, map[string]func(context.Context) error{
+		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "dns": dns.Run, "agent": p.agent.Run,
+	})
+	for p.api.Ready() != nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	ready()
+	<-ctx.Done()
+	return nil
+}
+
+// self is this peer's record as it should be.
+func (p *peer) self() cluster.Peer {
+	addr := p.members.Address()
+	if !addr.IsValid() {
+		addr = p.addr
+	}
+	return cluster.Peer{
+		Name: p.id.Name(), Address: addr, Port: p.cfg.Port, GossipPort: p.cfg.GossipPort,
+		WireGuardKey: p.id.WireGuardKey().PublicKey().String(), Fingerprint: p.id.Fingerprint(), Version: version,
+	}
+}
+
+// record waits until this peer's record, with its share of the pod network, is
+// in the local state: at once after a restart, also without quorum.
+func (p *peer) record(ctx context.Context) (cluster.Peer, error) {
+	w, err := p.store.Watch(cluster.PeersPrefix, p.store.Revision())
+	if err != nil {
+		return cluster.Peer{}, fmt.Errorf("watch peer records: %w", err)
+	}
+	defer func() { w.Close() }()
+	for told := false; ; told = true {
+		rec, err := p.registry.Peer(p.id.Name())
+		if err == nil || !errors.Is(err, cluster.ErrNoPeer) {
+			return rec, err
+		}
+		if !told {
+			p.log.Info("waiting for this peer's record to arrive from the cluster")
+		}
+		if _, err := w.Next(ctx); err != nil {
+			if ctx.Err() != nil {
+				return cluster.Peer{}, ctx.Err()
+			}
+			// The history was replaced, as by a snapshot from the leader: look again from there.
+			w.Close()
+			if w, err = p.store.Watch(cluster.PeersPrefix, p.store.Revision()); err != nil {
+				return cluster.Peer{}, fmt.Errorf("watch peer records: %w", err)
+			}
+		}
+	}
+}
+
+// compose makes what needs this peer's share of the pod network.
+func (p *peer) compose(self cluster.Peer) error {
+	settings := p.id.Settings()
+	var err error
+	p.network, err = network.New(network.Config{
+		Address: p.self().Address, PodCIDR: self.PodCIDR, ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS,
+		Backend: settings.Backend, Key: network.Key(p.id.WireGuardKey()), Port: int(p.cfg.WireGuardPort),
+		Dir: filepath.Join(p.cfg.DataDir, "network"), Log: p.log.With("room", "network"),
+	})
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(p.api.ClientConfig(identity.PeerUserPrefix+self.Name, identity.PeerOrganization, "system:authenticated"))
+	if err != nil {
+		return err
+	}
+	p.agent, err = node.New(node.Config{
+		Name: self.Name, Dir: filepath.Join(p.cfg.DataDir, "pods"), Client: client, Informers: p.api.Informers(),
+		Runtime: p.engine, Network: p.network, ClusterDNS: settings.DNS, ClusterDomain: settings.Domain,
+		NodeAddresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: p.self().Address.String()}, {Type: corev1.NodeHostName, Address: self.Name}},
+		PodCIDRs:      []string{self.PodCIDR.String()}, Labels: p.cfg.Labels, Version: kubernetesVersion(), Port: int32(p.cfg.Port),
+		Logger: p.log.With("room", "node"),
+	})
+	return err
+}
+
+func (p *peer) balancer() *services.Controller {
+	settings, inf := p.id.Settings(), p.api.Informers()
+	changed := p.live.subscribe()
+	return services.New(services.Config{
+		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
+		Alive: p.live.alive, Changed: changed, Rules: p.network, Section: network.ServicesSection,
+		Self: services.Self{Node: p.id.Name(), ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS},
+		Log:  p.log.With("room", "network"),
+	})
+}
+
+func (p *peer) dns() (*dnsserver.Server, error) {
+	settings := p.id.Settings()
+	source, err := dnsserver.NewKube(p.api.Informers())
+	if err != nil {
+		return nil, err
+	}
+	return dnsserver.New(dnsserver.Config{
+		Addrs: []netip.AddrPort{netip.AddrPortFrom(settings.DNS, 53)}, Domain: settings.Domain,
+		Networks: []netip.Prefix{settings.PodCIDR, settings.ServiceCIDR}, Source: source, Alive: p.live.alive,
+		Peers: p.addresses, Upstreams: p.cfg.UpstreamDNS, Logger: p.log.With("room", "dnsserver"),
+	})
+}
+
+// addresses is where a peer of that name is, for DNS.
+func (p *peer) addresses(name string) []netip.Addr {
+	if m, ok := p.members.Member(name); ok && m.Address.IsValid() {
+		return []netip.Addr{m.Address}
+	}
+	return nil
+}
+
+// agentOf tells the API how to reach the agent of a node. Upgraded connections
+// (exec, port-forward) are dialled by hand, so the transport has a plain dialler
+// and a TLS configuration instead of a dialler that does both.
+func (p *peer) agentOf(_ context.Context, name string) (*url.URL, http.RoundTripper, error) {
+	at := p.members.Resolve(name)
+	if len(at) == 0 {
+		return nil, nil, fmt.Errorf("no address of peer %s is known", name)
+	}
+	return &url.URL{Scheme: "https", Host: at[0]}, p.transport(name), nil
+}
+
+func (p *peer) transport(name string) *http.Transport {
+	tls := p.port.TLSConfig(name).Clone()
+	tls.NextProtos = []string{"http/1.1"}
+	return &http.Transport{
+		TLSClientConfig:   tls,
+		DisableKeepAlives: true, // each request is a stream of its own; nothing is left to close
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			var d net.Dialer
+			var errs []error
+			for _, addr := range p.members.Resolve(name) {
+				dialCtx, cancel := context.WithTimeout(ctx, 3*time.Second)
+				conn, err := d.DialContext(dialCtx, network, addr)
+				cancel()
+				if err == nil {
+					return conn, nil
+				}
+				errs = append(errs, err)
+			}
+			return nil, fmt.Errorf("reach peer %s: %w", name, errors.Join(errs...))
+		},
+	}
+}
