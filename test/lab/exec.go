@@ -27,7 +27,7 @@ func (l *Lab) env(host string) []string {
 }
 
 // Command prepares a command that will run in a host: in its namespaces, with
-// KUBECONFIG set and the lab's programs on PATH. The client's files and the
+// KUBECONFIG set, the lab's programs on PATH and this working directory. Its files and the
 // machine's are the same, only mounts differ.
 func (l *Lab) Command(ctx context.Context, host string, argv ...string) (*exec.Cmd, error) {
 	if _, err := l.Host(host); err != nil {
@@ -37,9 +37,13 @@ func (l *Lab) Command(ctx context.Context, host string, argv ...string) (*exec.C
 	if err != nil {
 		return nil, err
 	}
-	args := append([]string{"--target", strconv.Itoa(resp.PID), "--mount", "--uts", "--ipc", "--net", "--pid", "--"}, argv...)
+	wd, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	args := append([]string{"--target", strconv.Itoa(resp.PID), "--wd=" + wd, "--mount", "--uts", "--ipc", "--net", "--pid", "--"}, argv...)
 	cmd := exec.CommandContext(ctx, "nsenter", args...)
-	cmd.Env, cmd.Dir = l.env(host), l.Dir
+	cmd.Env = l.env(host)
 	return cmd, nil
 }
 
