@@ -12,16 +12,11 @@ import (
 	"github.com/rundigitalplatform/rookery/controller"
 )
 
-// quietLibraries sends what Kubernetes' packages log through log, below the
-// level that a user reads: their errors are mostly steps of a retry.
-func quietLibraries(log *slog.Logger) {
-	klog.SetSlogLogger(log.With("room", "kubernetes"))
-}
-
 func kubernetesVersion() string { return kube.Get().GitVersion }
 
 // setUpLibraries sets what Kubernetes' packages keep for a whole process.
-func setUpLibraries() error {
+func setUpLibraries(log *slog.Logger) error {
+	klog.SetSlogLogger(log.With("room", "kubernetes"))
 	// A panic in one worker of a stock controller must not end a daemon that holds much more than that.
 	utilruntime.ReallyCrash = false
 	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(controller.Features()); err != nil {

@@ -65,10 +65,9 @@ func up(ctx context.Context, cfg config) error {
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	quietLibraries(log)
+	log := newLog(os.Stderr, level)
 	tuneMemory()
-	if err := setUpLibraries(); err != nil {
+	if err := setUpLibraries(log); err != nil {
 		return err
 	}
 

@@ -47,7 +47,7 @@ func TestLosingAPeer(t *testing.T) {
 
 func lose(t *testing.T, f fault) {
 	allReady(t, time.Minute)
-	scale(t, "h1", 9)
+	spread(t, "h1")
 	victim := f.victim(t)
 	var others []string
 	for _, h := range shared.Peers() {
@@ -61,10 +61,11 @@ func lose(t *testing.T, f fault) {
 	if err := f.hurt(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
+	written := "written-" + victim
 	writes := eventually(t, 20*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
-		_, err := shared.Run(ctx, others[0], "rookery", "-n", "hello", "create", "configmap", fmt.Sprintf("written-%d", time.Now().UnixNano()))
+		_, err := shared.Run(ctx, others[0], "rookery", "-n", "hello", "create", "configmap", written)
 		return err
 	})
 	replaced := eventually(t, time.Minute, func() error {
@@ -99,7 +100,7 @@ func lose(t *testing.T, f fault) {
 	allReady(t, time.Minute)
 	nothingTwice(t, victim)
 	agree(t)
-	sh(t, others[0], "rookery -n hello delete configmap --all --field-selector metadata.name!=hello")
+	sh(t, others[0], "rookery -n hello delete configmap "+written)
 }
 
 // nothingTwice waits until what Podman runs on a peer is exactly what the API

@@ -191,6 +191,14 @@ func scale(t *testing.T, host string, n int) []pod {
 	return all
 }
 
+// spread starts nine pods anew, so that they are on all three peers again after
+// one was lost: nothing moves a running pod.
+func spread(t *testing.T, host string) []pod {
+	t.Helper()
+	scale(t, host, 0)
+	return scale(t, host, 9)
+}
+
 // allReady waits until every peer is a Ready node.
 func allReady(t *testing.T, within time.Duration) {
 	t.Helper()

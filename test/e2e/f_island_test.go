@@ -13,7 +13,7 @@ import (
 // heals by itself.
 func TestIslandKeepsLiving(t *testing.T) {
 	allReady(t, time.Minute)
-	all := scale(t, "h1", 9)
+	all := spread(t, "h1")
 	last, down := "h3", []string{"h1", "h2"}
 	var mine pod
 	for _, p := range all {

@@ -12,9 +12,6 @@ import (
 // a second run changes nothing; `make down` takes it away.
 func TestMakeUp(t *testing.T) {
 	l, _ := blank(t)
-	if err := os.WriteFile(l.HostDir("h1")+"/rookery.yaml", []byte(l.Config(l.Hosts[0])), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	script := "cd ../.. && PREFIX=" + l.HostDir("h1") + "/usr configs/samples/"

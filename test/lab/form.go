@@ -12,8 +12,21 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// Config is the configuration file of a host's peer.
-func (l *Lab) Config(h Host) string {
+// configure writes the configuration file of each host's peer. The client has
+// one too: it is a machine that could become a peer.
+func (l *Lab) configure() error {
+	for _, h := range l.Hosts {
+		if err := os.MkdirAll(l.HostDir(h.Name), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(l.path(h.Name, "rookery.yaml"), []byte(l.config(h)), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) config(h Host) string {
 	d := l.HostDir(h.Name)
 	return fmt.Sprintf("name: %s\ndata-dir: %s/rookery\npodman-socket: %s/podman.sock\nadvertise-address: %s\n", h.Name, d, d, h.IP)
 }
@@ -23,11 +36,6 @@ func (l *Lab) Config(h Host) string {
 // waits until it is of use.
 func (l *Lab) Form(ctx context.Context, flags []string, say func(string), images bool) error {
 	first := l.Hosts[0]
-	for _, h := range l.Peers() {
-		if err := os.WriteFile(l.path(h.Name, "rookery.yaml"), []byte(l.Config(h)), 0o600); err != nil {
-			return err
-		}
-	}
 	say("starting the first peer")
 	if err := l.Start(ctx, first.Name, flags...); err != nil {
 		return err
@@ -107,9 +115,6 @@ func (l *Lab) clientConfig() error {
 	text := strings.Replace(string(data), "127.0.0.1", l.Hosts[0].IP, 1)
 	if text == string(data) {
 		return errors.New("admin.kubeconfig does not name 127.0.0.1")
-	}
-	if err := os.MkdirAll(l.HostDir(Client), 0o755); err != nil {
-		return err
 	}
 	return os.WriteFile(l.path(Client, "admin.kubeconfig"), []byte(text), 0o600)
 }

@@ -149,6 +149,9 @@ func Up(ctx context.Context, o Options, say func(string)) (*Lab, error) {
 	if err := l.save(); err != nil {
 		return nil, err
 	}
+	if err := l.configure(); err != nil {
+		return nil, err
+	}
 	if err := l.wire(ctx); err != nil {
 		return l, err
 	}

@@ -227,9 +227,6 @@ func (s *supervisor) boot(name string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(l.HostDir(name), 0o755); err != nil {
-		return err
-	}
 	log, err := os.OpenFile(l.path(name, "host.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
