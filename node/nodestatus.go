@@ -25,8 +25,7 @@ func (r *registrar) status(node *v1.Node, now time.Time) {
 	s.NodeInfo = v1.NodeSystemInfo{
 		MachineID: host.machineID, SystemUUID: host.machineID, BootID: host.bootID,
 		KernelVersion: host.kernel, OSImage: host.osImage,
-		KubeletVersion: r.cfg.Version, KubeProxyVersion: s.NodeInfo.KubeProxyVersion,
-		OperatingSystem: "linux", Architecture: arch,
+		KubeletVersion: r.cfg.Version, OperatingSystem: "linux", Architecture: arch,
 		ContainerRuntimeVersion: s.NodeInfo.ContainerRuntimeVersion,
 	}
 	if info.Name != "" {

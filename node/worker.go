@@ -55,7 +55,6 @@ type worker struct {
 	unhealthy map[string]string // container id → why it must be restarted
 	messages  map[string]string // container id → termination message
 	images    map[string]*runtime.Image
-	refused   bool
 	told      map[string]string // last message by kind of event, not to repeat it
 	reported  *v1.PodStatus
 	saved     []byte
