@@ -159,7 +159,7 @@ func TestObjects(t *testing.T) {
 		}
 		owned := false
 		for _, m := range d.ManagedFields {
-			owned = owned || m.Subresource == "scale" && strings.Contains(string(m.FieldsV1.Raw), "f:replicas")
+			owned = owned || m.Subresource == "scale" && strings.Contains(m.FieldsV1.GetRawString(), "f:replicas")
 		}
 		if !owned {
 			t.Errorf("no owner of the replicas in %v", d.ManagedFields)

@@ -211,8 +211,8 @@ func (h *harness) stored(_ context.Context, t *testing.T, key string) {
 	if err != nil {
 		t.Fatalf("decode %q: %v", value, err)
 	}
-	if pod := obj.(*example.Pod); pod.ResourceVersion != "" || pod.SelfLink != "" {
-		t.Errorf("stored object has resource version %q and self link %q", pod.ResourceVersion, pod.SelfLink)
+	if pod := obj.(*example.Pod); pod.ResourceVersion != "" || pod.GetSelfLink() != "" {
+		t.Errorf("stored object has resource version %q and self link %q", pod.ResourceVersion, pod.GetSelfLink())
 	}
 }
 
