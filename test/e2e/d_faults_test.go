@@ -68,7 +68,7 @@ func lose(t *testing.T, f fault) {
 		_, err := shared.Run(ctx, others[0], "rookery", "-n", "hello", "create", "configmap", written)
 		return err
 	})
-	replaced := eventually(t, time.Minute, func() error {
+	eventually(t, time.Minute, func() error {
 		ready := 0
 		for _, p := range pods(t, others[1]) {
 			if p.ready() && p.Spec.NodeName != victim {
@@ -80,7 +80,7 @@ func lose(t *testing.T, f fault) {
 		}
 		return nil
 	})
-	replaced = time.Since(at)
+	replaced := time.Since(at)
 	r := load()
 	last := time.Duration(0)
 	if r.Failed > 0 {
