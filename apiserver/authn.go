@@ -37,7 +37,7 @@ func newAuthenticator(cfg Config, bound serviceaccount.ServiceAccountTokenGetter
 
 	known := []authenticator.Request{authenticator.RequestFunc(inProcessIdentity)}
 	if cfg.ClientCAs != nil {
-		known = append(known, &certificates{roots: cfg.ClientCAs})
+		known = append(known, &certificates{roots: cfg.ClientCAs, revoked: cfg.Revoked})
 	}
 	known = append(known, bearertoken.New(tokens))
 
@@ -52,7 +52,10 @@ func newAuthenticator(cfg Config, bound serviceaccount.ServiceAccountTokenGetter
 }
 
 // certificates authenticates by TLS client certificate.
-type certificates struct{ roots *x509.CertPool }
+type certificates struct {
+	roots   *x509.CertPool
+	revoked func(*x509.Certificate) bool // nil: none is
+}
 
 func (c *certificates) AuthenticateRequest(r *http.Request) (*authenticator.Response, bool, error) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
@@ -66,6 +69,9 @@ func (c *certificates) AuthenticateRequest(r *http.Request) (*authenticator.Resp
 	if slices.Contains(leaf.Subject.Organization, user.NodesGroup) {
 		// A board without a battery-backed clock boots in 1970: among peers only the chain counts.
 		opts.CurrentTime = leaf.NotBefore
+		if c.revoked != nil && c.revoked(leaf) {
+			return nil, false, fmt.Errorf("the peer %q has been removed from the cluster", leaf.Subject.CommonName)
+		}
 	}
 	chains, err := leaf.Verify(opts)
 	if err != nil {

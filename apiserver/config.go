@@ -33,6 +33,9 @@ type Config struct {
 	// name, its O the groups. The dates of peers' certificates (O system:nodes)
 	// are not looked at, those of users are. nil: no client certificates.
 	ClientCAs *x509.CertPool
+	// Revoked tells whether a peer's certificate (O system:nodes) is refused
+	// although it is the CA's, because the peer was removed. It must not block. nil: none is.
+	Revoked func(*x509.Certificate) bool
 	// TokenKey signs and verifies service account tokens; it is the same on every peer. Required.
 	TokenKey *ecdsa.PrivateKey
 

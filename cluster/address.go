@@ -14,7 +14,7 @@ import (
 const addressInterval = 2 * time.Second
 
 // ErrNoAddress says that the machine has no address by which others could reach it.
-var ErrNoAddress = errors.New("this machine has no network address yet; connect it, or give one with --address")
+var ErrNoAddress = errors.New("this machine has no network address yet; connect it, or give one with --advertise-address")
 
 // FixedAddress advertises the address that the user gave.
 func FixedAddress(a netip.Addr) func(netip.Addr, []netip.AddrPort) (netip.Addr, error) {

@@ -81,7 +81,7 @@ func Join(ctx context.Context, host, token string, o JoinOptions) (*Joined, erro
 	if ok, err := identity.Exists(o.Dir); err != nil {
 		return nil, fmt.Errorf("look for an identity in %s: %w", o.Dir, err)
 	} else if ok {
-		return nil, fmt.Errorf("%s holds an identity already: start it without --join, or use another data directory with --data", o.Dir)
+		return nil, fmt.Errorf("%s holds an identity already: start it without --join, or use another data directory with --data-dir", o.Dir)
 	}
 	keys, err := identity.NewRequest(o.Dir)
 	if err != nil {

@@ -126,7 +126,7 @@ func (h *JoinHandler) admit(req joinRequest) (Peer, []byte, error) {
 		return invalid(fmt.Errorf("read WireGuard key: %w", err))
 	}
 	if req.Address.IsUnspecified() || req.Address.IsMulticast() {
-		return invalid(fmt.Errorf("%s is not an address of a machine; give one with --address", req.Address))
+		return invalid(fmt.Errorf("%s is not an address of a machine; give one with --advertise-address", req.Address))
 	}
 	if len(req.Version) > maxVersion {
 		return invalid(errors.New("the version is too long"))

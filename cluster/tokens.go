@@ -50,7 +50,7 @@ func NewTokens(store Store, pin [identity.PinSize]byte) *Tokens {
 // Create makes a token that may be used any number of times until ttl is over (0: [DefaultTokenTTL]).
 func (t *Tokens) Create(ctx context.Context, ttl time.Duration) (Token, error) {
 	if ttl < 0 {
-		return Token{}, fmt.Errorf("a token cannot live for %v; give a positive time, for example --ttl 1h", ttl)
+		return Token{}, fmt.Errorf("a token cannot live for %v; give a positive time, for example --expires 1h", ttl)
 	}
 	if ttl == 0 {
 		ttl = DefaultTokenTTL

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 Endpoints are deprecated, but kube-apiserver still writes those of its own Service, and old clients read them.
+
 package controller
 
 import (

@@ -115,7 +115,7 @@ func (r *Request) Adopt(b *Bundle) (*Identity, error) {
 	if ok, err := Exists(r.dir); err != nil {
 		return nil, fmt.Errorf("look for an identity in %s: %w", r.dir, err)
 	} else if ok {
-		return nil, fmt.Errorf("%s holds an identity already: start it without --join, or use another data directory with --data", r.dir)
+		return nil, fmt.Errorf("%s holds an identity already: start it without --join, or use another data directory with --data-dir", r.dir)
 	}
 	id, err := install(r.dir, b, r.key, r.wg)
 	if err != nil {

@@ -89,10 +89,10 @@ func reopen(dir, name string) (*Identity, error) {
 		return nil, err
 	}
 	if id.Name() != name {
-		return nil, fmt.Errorf("%s belongs to the peer %q, not %q: start it as %q, or use another data directory with --data",
+		return nil, fmt.Errorf("%s belongs to the peer %q, not %q: start it as %q, or use another data directory with --data-dir",
 			dir, id.Name(), name, id.Name())
 	}
-	return id, id.ensureKubeconfig()
+	return id, id.EnsureKubeconfig("")
 }
 
 func newBundle(o Options, pub crypto.PublicKey) (*Bundle, error) {
@@ -161,7 +161,7 @@ func install(dir string, b *Bundle, key *ecdsa.PrivateKey, wg wgtypes.Key) (*Ide
 	if err != nil {
 		return nil, err
 	}
-	return id, id.ensureKubeconfig()
+	return id, id.EnsureKubeconfig("")
 }
 
 func (b *Bundle) files(key *ecdsa.PrivateKey, wg wgtypes.Key) (map[string][]byte, error) {

@@ -128,7 +128,7 @@ func (a *authority) signPeer(name string, pub crypto.PublicKey, s Settings, addr
 // A peer's own identity cannot be issued this way.
 func (id *Identity) IssueClient(user string, groups []string, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
 	if user == "" {
-		return nil, nil, fmt.Errorf("a client certificate needs a user name; give one with --user")
+		return nil, nil, fmt.Errorf("a client certificate needs a user name")
 	}
 	if strings.HasPrefix(user, PeerUserPrefix) || slices.Contains(groups, PeerOrganization) {
 		return nil, nil, fmt.Errorf("user %q of groups %q would be a peer; a peer gets its certificate by `rookery up --join`", user, groups)

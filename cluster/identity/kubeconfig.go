@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -60,13 +61,21 @@ func quote(s string) string {
 // KubeconfigPath is the administrator's kubeconfig in the data directory.
 func (id *Identity) KubeconfigPath() string { return filepath.Join(id.dir, "admin.kubeconfig") }
 
-// ensureKubeconfig writes the administrator's kubeconfig if it is not there:
-// it can always be made again from the CA, so it need not be part of the atomic whole.
-func (id *Identity) ensureKubeconfig() error {
-	if _, err := os.Stat(id.KubeconfigPath()); !errors.Is(err, fs.ErrNotExist) {
-		return err
+// EnsureKubeconfig writes the administrator's kubeconfig unless there is one for
+// that server (empty: [DefaultServer]). It can always be made again from the CA, so it
+// need not be part of the atomic whole.
+func (id *Identity) EnsureKubeconfig(server string) error {
+	if server == "" {
+		server = DefaultServer
 	}
-	data, err := id.Kubeconfig("", "admin", []string{"system:masters"}, 0)
+	old, err := os.ReadFile(id.KubeconfigPath())
+	if err == nil && bytes.Contains(old, []byte("server: "+quote(server)+"\n")) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the administrator's kubeconfig: %w", err)
+	}
+	data, err := id.Kubeconfig(server, "admin", []string{"system:masters"}, 0)
 	if err != nil {
 		return err
 	}

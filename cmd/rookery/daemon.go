@@ -147,4 +147,3 @@ func downCommand() *cobra.Command {
 		return fmt.Errorf("process %d does not stop; see its log, or end it with `kill -9 %d`: its pods live on", pid, pid)
 	}}
 }
-

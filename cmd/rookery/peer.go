@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -94,7 +95,7 @@ func newPeer(cfg config, id *identity.Identity, engine *podman.Runtime, addr net
 		return nil, err
 	}
 	p.api, err = apiserver.New(apiserver.Config{
-		Store: p.store, Logger: log.With("room", "apiserver"), ClientCAs: id.Pool(), TokenKey: id.ServiceAccountKey(),
+		Store: p.store, Logger: log.With("room", "apiserver"), ClientCAs: id.Pool(), Revoked: p.removed, TokenKey: id.ServiceAccountKey(),
 		ServiceCIDR: settings.ServiceCIDR, NodePorts: apiserver.PortRange{First: first, Last: first + count - 1}, APIPort: int(cfg.Port),
 		TolerationSeconds: int64(cfg.EvictAfter.Seconds()), Kubelet: p.agentOf,
 	})
@@ -102,6 +103,11 @@ func newPeer(cfg config, id *identity.Identity, engine *podman.Runtime, addr net
 		return nil, err
 	}
 	return p, nil
+}
+
+// removed tells whether a certificate is of a peer that was taken out of the cluster.
+func (p *peer) removed(cert *x509.Certificate) bool {
+	return !p.registry.Allowed(cert.Subject.CommonName, identity.Fingerprint(cert))
 }
 
 // run is the life of a peer. It returns when ctx ends, or when something that

@@ -86,6 +86,9 @@ func up(ctx context.Context, cfg config) error {
 	if err != nil {
 		return err
 	}
+	if err := id.EnsureKubeconfig(fmt.Sprintf("https://127.0.0.1:%d", cfg.Port)); err != nil {
+		return err
+	}
 	p, err := newPeer(cfg, id, engine, addr, log)
 	if err != nil {
 		return err
