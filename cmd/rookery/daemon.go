@@ -28,10 +28,13 @@ func lock(dir string) (unlock func(), err error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		pid, readErr := os.ReadFile(path)
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("this machine's peer runs already (process %s, %v); `rookery status` shows how it is", strings.TrimSpace(string(pid)), readErr)
+			pid, err := running(dir)
+			if err != nil {
+				return nil, err
+			}
+			return nil, fmt.Errorf("this machine's peer runs already (process %d); `rookery status` shows how it is", pid)
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}

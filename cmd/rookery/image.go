@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -21,6 +22,9 @@ func imageCommand() *cobra.Command {
 				return err
 			}
 			defer f.Close()
+			if err := looksLikeArchive(f); err != nil {
+				return fmt.Errorf("%s %w; `podman save -o FILE IMAGE` makes one", args[0], err)
+			}
 			client, err := dial()
 			if err != nil {
 				return err
@@ -45,4 +49,24 @@ func imageCommand() *cobra.Command {
 	load.Flags().StringVar(&peer, "peer", "all", "load on this peer only")
 	root.AddCommand(load)
 	return root
+}
+
+// looksLikeArchive refuses a file that is neither a tar file nor compressed, so
+// that a mistake is told in our words and not in those of four formats that were tried.
+func looksLikeArchive(f *os.File) error {
+	head := make([]byte, 262)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	head = head[:n]
+	for _, magic := range []string{"\x1f\x8b", "\x28\xb5\x2f\xfd", "BZh", "\xfd7zXZ"} {
+		if strings.HasPrefix(string(head), magic) {
+			return nil
+		}
+	}
+	if n == len(head) && n > 261 && string(head[257:262]) == "ustar" {
+		return nil
+	}
+	return errors.New("is not an image archive")
 }

@@ -43,6 +43,9 @@ func run(ctx context.Context, program string, args []string) error {
 	}
 	root := rootCommand()
 	if verb := firstWord(args); verb != "" && !ours(root.Commands(), verb) {
+		if near := nearest(root.Commands(), verb); near != "" {
+			return fmt.Errorf("there is no verb %q; did you mean %q?", verb, near)
+		}
 		return asKubectl(args)
 	}
 	root.SetArgs(args)

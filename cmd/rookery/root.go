@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 
+	"github.com/agext/levenshtein"
 	"github.com/spf13/cobra"
 )
 
@@ -36,4 +37,15 @@ func rootCommand() *cobra.Command {
 // reached by `rookery kubectl version`.
 func ours(commands []*cobra.Command, verb string) bool {
 	return verb == "help" || slices.ContainsFunc(commands, func(c *cobra.Command) bool { return c.Name() == verb || c.HasAlias(verb) })
+}
+
+// nearest returns the verb of ours that a mistyped one is close to, if any. No
+// verb of kubectl's with four letters or more is within two changes of one of ours.
+func nearest(commands []*cobra.Command, verb string) string {
+	for _, c := range commands {
+		if len(verb) >= 4 && levenshtein.Distance(verb, c.Name(), nil) <= 2 {
+			return c.Name()
+		}
+	}
+	return ""
 }

@@ -53,7 +53,7 @@ func measureAPI(ctx context.Context, b *bench) ([]figure, error) {
 
 // onePeer measures a cluster of one.
 func (b *bench) onePeer(ctx context.Context, self string) (r rates, err error) {
-	dir := fmt.Sprintf("/tmp/rookery-bench-api-%d", time.Now().UnixNano())
+	dir := fmt.Sprintf("/tmp/rookery-api-%d", os.Getpid())
 	l, err := lab.Up(ctx, lab.Options{Dir: dir, Peers: 1, Bin: b.bin}, b.say)
 	defer func() { err = errors.Join(err, lab.Down(context.Background(), dir)) }()
 	if err != nil {

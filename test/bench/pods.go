@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -18,7 +19,7 @@ const replicas = 30
 
 // measureStart times `up` on a fresh machine until its API is ready.
 func measureStart(ctx context.Context, b *bench) ([]figure, error) {
-	dir := fmt.Sprintf("/tmp/rookery-bench-start-%d", time.Now().UnixNano())
+	dir := fmt.Sprintf("/tmp/rookery-start-%d", os.Getpid())
 	l, err := lab.Up(ctx, lab.Options{Dir: dir, Peers: 1, Bin: b.bin, Blank: true}, b.say)
 	defer func() {
 		if err := lab.Down(context.Background(), dir); err != nil {

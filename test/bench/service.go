@@ -12,8 +12,10 @@ import (
 // measureService compares a Service's throughput with that of the pod's own
 // address: the same two pods, on two peers, through one then the other.
 func measureService(ctx context.Context, b *bench) ([]figure, error) {
-	if err := b.scale(ctx, 2); err != nil {
-		return nil, err
+	for _, n := range []int{0, len(b.lab.Peers())} { // anew, so that there is one on each peer
+		if err := b.scale(ctx, n); err != nil {
+			return nil, err
+		}
 	}
 	var list struct {
 		Items []struct {
@@ -26,6 +28,9 @@ func measureService(ctx context.Context, b *bench) ([]figure, error) {
 		return nil, err
 	}
 	from, to := list.Items[0], list.Items[1]
+	if from.Spec.NodeName == to.Spec.NodeName {
+		return nil, fmt.Errorf("the pods are both on %s", to.Spec.NodeName)
+	}
 	// A Service of its own with that one pod behind it.
 	if _, err := b.lab.Run(ctx, "h1", "rookery", "-n", "hello", "label", "--overwrite", "pod", to.Metadata.Name, "bench=target"); err != nil {
 		return nil, err

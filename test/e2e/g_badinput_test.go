@@ -67,9 +67,11 @@ func TestUpRefusesWithTheCure(t *testing.T) {
 		{"full data directory", "mkdir -p " + dir + "-full && mount -t tmpfs -o size=1m none " + dir + "-full", "rookery up --data-dir " + dir + "-full", "full disk", "umount " + dir + "-full"},
 		{"malformed token", "", "rookery up --join 10.77.0.9 --token nonsense", "this is not a join token", ""},
 		{"nobody there", "", "timeout 30 rookery up --join 10.77.0.1:7000 --token " + foreign, "is Rookery running there", ""},
-		{"bad name", "", "rookery up --name Bad_Name", "lower case", ""},
+		{"bad name", "", "rookery up --name Bad_Name", "upper-case letters", ""},
 		{"unknown setting", "", "ROOKERY_DATADIR=/x rookery up", `did you mean "ROOKERY_DATA_DIR"`, ""},
 		{"token without join", "", "rookery up --token " + foreign, "--join", ""},
+		{"mistyped verb", "", "rookery statsu", `did you mean "status"`, ""},
+		{"not an image", "", "rookery image load " + dir + ".yaml", "is not an image archive", ""},
 		{"no cluster here", "", "KUBECONFIG= rookery status", "no cluster is known here", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

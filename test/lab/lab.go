@@ -74,6 +74,9 @@ func (l *Lab) names() (names []string) {
 	return names
 }
 
+// maxDir leaves room for /hNN/run in the 50 characters that Podman allows.
+const maxDir = 42
+
 func plan(o Options) (*Lab, error) {
 	if o.Peers < 1 || o.Peers > 90 {
 		return nil, fmt.Errorf("a lab has 1 to 90 peers, not %d", o.Peers)
@@ -81,6 +84,9 @@ func plan(o Options) (*Lab, error) {
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return nil, err
+	}
+	if len(dir) > maxDir {
+		return nil, fmt.Errorf("%s is too long a path for a lab: Podman wants its run directory within 50 characters, so at most %d here", dir, maxDir)
 	}
 	bin, err := filepath.Abs(o.Bin)
 	if err != nil {
