@@ -1,10 +1,7 @@
 package apiserver
 
 import (
-	"crypto/x509"
 	"fmt"
-	"net/http"
-	"slices"
 	"time"
 
 	"k8s.io/apiserver/pkg/apis/apiserver"
@@ -13,9 +10,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/request/anonymous"
 	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
 	"k8s.io/apiserver/pkg/authentication/request/union"
-	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
 	tokencache "k8s.io/apiserver/pkg/authentication/token/cache"
-	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 )
 
@@ -37,7 +32,7 @@ func newAuthenticator(cfg Config, bound serviceaccount.ServiceAccountTokenGetter
 
 	known := []authenticator.Request{authenticator.RequestFunc(inProcessIdentity)}
 	if cfg.ClientCAs != nil {
-		known = append(known, &certificates{roots: cfg.ClientCAs, revoked: cfg.Revoked})
+		known = append(known, newCertificates(cfg.ClientCAs, cfg.Revoked))
 	}
 	known = append(known, bearertoken.New(tokens))
 
@@ -49,33 +44,4 @@ func newAuthenticator(cfg Config, bound serviceaccount.ServiceAccountTokenGetter
 		authgroup.NewAuthenticatedGroupAdder(union.NewFailOnError(known...)),
 		anonymous.NewAuthenticator(open),
 	), nil
-}
-
-// certificates authenticates by TLS client certificate.
-type certificates struct {
-	roots   *x509.CertPool
-	revoked func(*x509.Certificate) bool // nil: none is
-}
-
-func (c *certificates) AuthenticateRequest(r *http.Request) (*authenticator.Response, bool, error) {
-	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return nil, false, nil
-	}
-	leaf := r.TLS.PeerCertificates[0]
-	opts := x509.VerifyOptions{Roots: c.roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, Intermediates: x509.NewCertPool()}
-	for _, i := range r.TLS.PeerCertificates[1:] {
-		opts.Intermediates.AddCert(i)
-	}
-	if slices.Contains(leaf.Subject.Organization, user.NodesGroup) {
-		// A board without a battery-backed clock boots in 1970: among peers only the chain counts.
-		opts.CurrentTime = leaf.NotBefore
-		if c.revoked != nil && c.revoked(leaf) {
-			return nil, false, fmt.Errorf("the peer %q has been removed from the cluster", leaf.Subject.CommonName)
-		}
-	}
-	chains, err := leaf.Verify(opts)
-	if err != nil {
-		return nil, false, fmt.Errorf("verify client certificate of %q: %w", leaf.Subject.CommonName, err)
-	}
-	return x509request.CommonNameUserConversion(chains[0])
 }
