@@ -65,7 +65,8 @@ unit: deps-go
 	go test -count=1 -timeout 10m $(HEAVY)
 
 lab-test: build
-	go test -count=1 -timeout 40m -v ./test/...
+	go test -count=1 ./test/image ./test/lab
+	go test -count=1 -timeout 40m -v ./test/e2e
 
 check: deps-go
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }

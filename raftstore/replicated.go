@@ -98,8 +98,9 @@ func (r *Replicated) raftConfig(notify chan<- bool) *raft.Config {
 	c.ElectionTimeout = r.cfg.ElectionTimeout
 	c.LeaderLeaseTimeout = r.cfg.LeaderLease
 	// How soon followers learn of a commit when nothing follows it. We tell them
-	// at once (see nudger); this is for those who missed it.
-	c.CommitTimeout = 100 * time.Millisecond
+	// at once (see nudger); this is for those who missed it. It is a message to
+	// each follower as often, also when nothing happens.
+	c.CommitTimeout = 500 * time.Millisecond
 	c.BatchApplyCh = true
 	c.MaxAppendEntries = 32 // entries are batches already
 	c.SnapshotThreshold = r.cfg.SnapshotThreshold

@@ -117,7 +117,7 @@ func (p *peer) run(ctx context.Context, ready func()) error {
 	defer endGround()
 	lower, ground := errgroup.WithContext(ground)
 	start(lower, ground, map[string]func(context.Context) error{
-		"peer port": p.port.Run, "gossip": p.members.Run, "store": p.store.Run, "liveness": p.live.run,
+		"peer port": p.port.Run, "gossip": p.members.Run, "store": p.store.Run, "liveness": p.live.run, "memory": tidyMemory,
 	})
 	upperCtx, endUpper := context.WithCancel(ctx)
 	defer endUpper()

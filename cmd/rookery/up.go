@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,10 +19,6 @@ import (
 	"github.com/rundigitalplatform/rookery/cmd/rookery/check"
 	"github.com/rundigitalplatform/rookery/runtime/podman"
 )
-
-// memoryBudget is where the garbage collector begins to work harder: the
-// resident memory that a peer may have, less what is not heap.
-const memoryBudget = 96 << 20
 
 func upCommand() *cobra.Command {
 	var cfg config
@@ -180,14 +175,4 @@ func notifySystemd(state string) error {
 	defer conn.Close()
 	_, err = conn.Write([]byte(state))
 	return err
-}
-
-// tuneMemory trades some processor time for memory, unless the user has said otherwise.
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryBudget)
-	}
 }
