@@ -125,7 +125,12 @@ func (s *Set) others(ctx context.Context) {
 	}
 }
 
-// loop probes once a period and calls settled when as many probes in a row as its
+// firstTries is when a container that is not ready yet is asked again, doubling up
+// to the period: most programs answer some 100 ms after they start, and a kubelet's
+// users would wait a whole period for that.
+const firstTries = 100 * time.Millisecond
+
+// loop probes once a period, a readiness probe that never passed more often, and calls settled when as many probes in a row as its
 // threshold demands contradict or, at first, confirm what was believed.
 func (s *Set) loop(ctx context.Context, kind Kind, p *v1.Probe, believed bool, settled func(ok bool) (goOn bool)) {
 	delay := time.Duration(p.InitialDelaySeconds)*time.Second - time.Since(s.cfg.StartedAt)
@@ -133,18 +138,28 @@ func (s *Set) loop(ctx context.Context, kind Kind, p *v1.Probe, believed bool, s
 	timer := time.NewTimer(max(delay, 0))
 	defer timer.Stop()
 	row, last := 0, false
+	next := period
+	if kind == Readiness && !believed {
+		next = firstTries
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
-		timer.Reset(period) // at fixed intervals, however long the probe takes
+		timer.Reset(next) // at fixed intervals, however long the probe takes
 		ok, message := s.cfg.Once(ctx, p)
 		if ctx.Err() != nil {
 			return
 		}
-		if !ok {
+		switch early := next < period; {
+		case early && ok:
+			next = period
+			timer.Reset(period)
+		case early: // a program that is still starting is no news
+			next = min(2*next, period)
+		case !ok:
 			s.cfg.Missed(kind, message)
 		}
 		if ok != last || row == 0 {

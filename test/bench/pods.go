@@ -62,6 +62,11 @@ func (b *bench) scale(ctx context.Context, n int) error {
 	if _, err := b.lab.Run(ctx, "h1", "rookery", "-n", "hello", "scale", "deployment/hello", "--replicas", fmt.Sprint(n)); err != nil {
 		return err
 	}
+	if n > 0 { // one watch, not a poll: a kubectl each moment would cost as much as the pods
+		if _, err := b.lab.Run(ctx, "h1", "rookery", "-n", "hello", "wait", fmt.Sprintf("--for=jsonpath={.status.readyReplicas}=%d", n), "deployment/hello", "--timeout=180s"); err != nil {
+			return err
+		}
+	}
 	return b.until(ctx, 3*time.Minute, func() error {
 		ready, total, err := b.ready(ctx, "h1", "")
 		if err == nil && (ready != n || total != n) {
@@ -91,7 +96,7 @@ func (b *bench) ready(ctx context.Context, host, except string) (ready, total in
 }
 
 func (b *bench) until(ctx context.Context, within time.Duration, what func() error) error {
-	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(within); ; time.Sleep(300 * time.Millisecond) {
 		err := what()
 		if err == nil {
 			return nil
