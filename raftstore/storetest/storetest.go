@@ -16,7 +16,7 @@ import (
 
 // patience is how long a test waits for what should happen at once: loaded
 // machines are slow, and a failure may take its time.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Run runs the suite. open returns an empty store that deletes expired keys,
 // and cleans up after t.
@@ -203,11 +203,15 @@ func testBad(t *testing.T, s raftstore.Store) {
 		t.Errorf("revision %d after refused transactions", s.Revision())
 	}
 	large := raftstore.Op{Key: "k", Kind: raftstore.Put, Value: make([]byte, raftstore.MaxTxnBytes-1)}
-	// A slow machine may need several attempts to get it to all peers in time.
+	// A slow machine may not get it to all peers before Txn gives up. It is on its way
+	// then, and another beside it would only be in its way.
+	sent := false
 	eventually(t, "the largest transaction is applied", func() bool {
-		_, err := s.Txn(context.Background(), raftstore.Txn{large})
-		if err != nil && !errors.Is(err, raftstore.ErrUncertain) {
-			t.Logf("the largest transaction: %v", err)
+		if !sent {
+			_, err := s.Txn(context.Background(), raftstore.Txn{large})
+			if sent = err == nil || errors.Is(err, raftstore.ErrUncertain); !sent {
+				t.Logf("the largest transaction: %v", err)
+			}
 		}
 		kv, _ := s.Get("k")
 		return kv != nil && len(kv.Value) == len(large.Value)
