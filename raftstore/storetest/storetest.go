@@ -42,7 +42,10 @@ func Run(t *testing.T, open func(t *testing.T) raftstore.Store) {
 		{"memo", testMemo},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) { tt.run(t, open(t)) })
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting for elections
+			tt.run(t, open(t))
+		})
 	}
 }
 
