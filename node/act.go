@@ -15,14 +15,17 @@ import (
 
 // act begins an action. Called with mu.
 func (w *worker) act(action plan.Action) {
-	t := plan.Task{Kind: action.Kind, Grace: action.Grace}
+	t := task{Task: plan.Task{Kind: action.Kind, Grace: action.Grace}, id: action.ID}
 	switch action.Kind {
 	case plan.CancelStart, plan.CancelStop:
 		w.busy[action.Container].cancel()
 	case plan.Start:
-		w.launch(action.Container, t, func(ctx context.Context) { w.start(ctx, action) })
+		w.launch(action.Container, t, func(ctx context.Context) bool { return w.start(ctx, action) })
 	case plan.Stop:
-		w.launch(action.Container, t, func(ctx context.Context) { w.stop(ctx, action) })
+		w.launch(action.Container, t, func(ctx context.Context) bool {
+			w.stop(ctx, action)
+			return false // the engine knows how it ended
+		})
 	case plan.SetupVolumes:
 		w.launchWhole(t, "FailedMount", "MountVolume.SetUp failed for %v", w.setupVolumes)
 	case plan.RunSandbox:
@@ -43,24 +46,24 @@ const (
 )
 
 // launchWhole runs a task for the pod as a whole; a failure is told and delays the next.
-func (w *worker) launchWhole(t plan.Task, reason, format string, f func(ctx context.Context) error) {
-	w.launch("", t, func(ctx context.Context) {
+func (w *worker) launchWhole(t task, reason, format string, f func(ctx context.Context) error) {
+	w.launch("", t, func(ctx context.Context) bool {
 		err := f(ctx)
 		w.mu.Lock()
 		if err == nil {
 			w.failures, w.notBefore = 0, time.Time{}
 			w.mu.Unlock()
-			return
+			return true
 		}
 		delay := min(firstRetry<<min(w.failures, 10), lastRetry)
 		w.failures++
 		w.notBefore = time.Now().Add(delay)
 		w.mu.Unlock()
-		if ctx.Err() != nil {
-			return // the daemon ends; nothing failed
+		if ctx.Err() == nil { // otherwise the daemon ends; nothing failed
+			w.event(v1.EventTypeWarning, reason, format, err)
+			w.a.log.Warn("act for pod", "pod", w.name(), "action", t.Kind, "error", err, "retry", delay)
 		}
-		w.event(v1.EventTypeWarning, reason, format, err)
-		w.a.log.Warn("act for pod", "pod", w.name(), "action", t.Kind, "error", err, "retry", delay)
+		return false
 	})
 }
 
@@ -104,7 +107,7 @@ func (w *worker) refresh() {
 	if w.closed || !w.volumes || w.busy[""] != nil || !w.halt.Since.IsZero() || !hasProjections(w.pod) {
 		return
 	}
-	w.launchWhole(plan.Task{Kind: refreshVolumes}, "FailedMount", "MountVolume.SetUp failed for %v", w.setupVolumes)
+	w.launchWhole(task{Task: plan.Task{Kind: refreshVolumes}}, "FailedMount", "MountVolume.SetUp failed for %v", w.setupVolumes)
 }
 
 func hasProjections(pod *v1.Pod) bool {
@@ -245,6 +248,8 @@ func (w *worker) teardown(ctx context.Context, remove bool) error {
 	w.torn, w.attached = level, false
 	if remove {
 		w.sandbox = nil
+	} else {
+		w.markDirty()
 	}
 	return nil
 }

@@ -41,6 +41,7 @@ type Agent struct {
 	writer   *writer
 	events   record.EventRecorder
 	caster   record.EventBroadcaster
+	images   imageMemory
 	pulls    chan struct{} // a token for each pull that may run at once
 
 	mu      sync.Mutex
@@ -69,6 +70,7 @@ func New(cfg Config) (*Agent, error) {
 		services: core.Services().Lister(),
 		podsInf:  core.Pods().Informer(),
 		prober:   probe.NewProber(),
+		images:   imageMemory{seen: map[string]seenImage{}},
 		pulls:    make(chan struct{}, maxPulls),
 		workers:  map[types.UID]*worker{},
 		orphans:  map[string]bool{},

@@ -62,6 +62,7 @@ spec:
   - {name: web, image: "localhost/hello:1", volumeMounts: [{name: v, mountPath: /v}]}
   volumes: [{name: v, secret: {secretName: s}}]
 `)
+		w.sleep(hold)
 		w.expect("a", "Pending ready=False web:ContainerCreating")
 		secret := &v1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "default"}, Data: map[string][]byte{"k": []byte("1")}}
 		if _, err := w.client.CoreV1().Secrets("default").Create(context.Background(), secret, metav1.CreateOptions{}); err != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -31,9 +33,7 @@ func (w *worker) ensureImage(ctx context.Context, pod *v1.Pod, c *v1.Container) 
 		w.containerEvent(c.Name, v1.EventTypeWarning, "InspectFailed", "Failed to apply default image tag %q: %v", c.Image, err)
 		return runtime.Image{}, &waiting{"InvalidImageName", fmt.Sprintf("Failed to apply default image tag %q: %v", c.Image, err), retryConfig}
 	}
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	image, err := w.a.cfg.Runtime.Image(call, c.Image)
-	cancel()
+	image, err := w.a.images.lookup(ctx, w.a.cfg.Runtime, c.Image)
 	present := err == nil
 	if err != nil && !errors.Is(err, runtime.ErrNotFound) {
 		return runtime.Image{}, &waiting{"ImageInspectError", fmt.Sprintf("Failed to inspect image %q: %v", c.Image, err), retryConfig}
@@ -52,6 +52,46 @@ func (w *worker) ensureImage(ctx context.Context, pod *v1.Pod, c *v1.Container) 
 		return runtime.Image{}, &waiting{"ErrImageNeverPull", message, retryConfig}
 	}
 	return w.pull(ctx, pod, c)
+}
+
+// imageMemory spares the engine to be asked for one image by every replica that starts.
+type imageMemory struct {
+	mu   sync.Mutex
+	seen map[string]seenImage // by reference
+}
+
+type seenImage struct {
+	runtime.Image
+	at time.Time
+}
+
+// imageFresh is for how long what the engine said of a local image is taken for true.
+const imageFresh = 5 * time.Second
+
+// lookup returns a local image by its reference, ErrNotFound if it is not here.
+func (m *imageMemory) lookup(ctx context.Context, rt runtime.Runtime, ref string) (runtime.Image, error) {
+	m.mu.Lock()
+	have, ok := m.seen[ref]
+	m.mu.Unlock()
+	if ok && time.Since(have.at) < imageFresh {
+		return have.Image, nil
+	}
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	image, err := rt.Image(call, ref)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.seen, func(_ string, s seenImage) bool { return time.Since(s.at) >= imageFresh })
+	if err == nil {
+		m.seen[ref] = seenImage{image, time.Now()}
+	}
+	return image, err
+}
+
+func (m *imageMemory) forget(ref string) {
+	m.mu.Lock()
+	delete(m.seen, ref)
+	m.mu.Unlock()
 }
 
 // onlyLocal: nothing is ever fetched from a registry called localhost.
@@ -75,6 +115,7 @@ func (w *worker) pull(ctx context.Context, pod *v1.Pod, c *v1.Container) (runtim
 	var err error
 	for _, auth := range w.logins(ctx, pod, c.Image) {
 		if image, err = w.a.cfg.Runtime.PullImage(call, c.Image, auth); err == nil {
+			w.a.images.forget(c.Image)
 			w.containerEvent(c.Name, v1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %s. Image size: %d bytes.", c.Image, time.Since(began).Round(time.Millisecond), image.Size)
 			return image, nil
 		}

@@ -58,6 +58,7 @@ spec:
   containers:
   - {name: web, image: "localhost/hello:1"}
 `)
+		w.sleep(hold)
 		w.expect("a", "Pending ready=False first:running proxy:PodInitializing log:PodInitializing last:PodInitializing web:PodInitializing")
 		w.sleep(6 * time.Second)
 		w.expect("a", "Running ready=True first:Completed(0) proxy:running log:running last:Completed(0) web:running")

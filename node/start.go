@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -24,20 +25,23 @@ type waiting struct {
 const retryConfig = 10 * time.Second
 
 // start brings one attempt of a container to run: image, create, start, postStart.
-func (w *worker) start(ctx context.Context, action plan.Action) {
+// True: what became of it is known.
+func (w *worker) start(ctx context.Context, action plan.Action) bool {
 	w.mu.Lock()
 	pod, sandbox := w.pod, w.sandbox
 	w.mu.Unlock()
 	c := spec.Find(pod, action.Container)
 	if c == nil || sandbox == nil {
-		return
+		return true
 	}
 	image, fault := w.ensureImage(ctx, pod, c)
+	known := true
 	if fault == nil {
 		fault = w.createAndStart(ctx, pod, sandbox, c, image, action.Attempt)
+		known = fault == nil
 	}
 	if fault == nil || ctx.Err() != nil {
-		return
+		return known
 	}
 	w.mu.Lock()
 	m := w.memory[c.Name]
@@ -46,6 +50,7 @@ func (w *worker) start(ctx context.Context, action plan.Action) {
 	m.Tries++
 	w.mu.Unlock()
 	w.a.log.Warn("start container", "pod", w.name(), "container", c.Name, "reason", fault.reason, "error", fault.message)
+	return known
 }
 
 func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runtime.Sandbox, c *v1.Container, image runtime.Image, attempt int) *waiting {
@@ -65,6 +70,7 @@ func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runti
 		}
 	}
 	if err != nil {
+		w.a.images.forget(c.Image) // it may be the reason
 		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
 		return &waiting{"CreateContainerError", err.Error(), retryConfig}
 	}
@@ -72,10 +78,17 @@ func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runti
 	m := w.memory[c.Name]
 	m.Restarted(attempt, w.endOf(sandbox, c.Name))
 	w.mine[id] = true
+	w.did(func(s *runtime.Sandbox) {
+		s.Containers = append(s.Containers, runtime.Container{
+			ID: id, Name: created.Name, Labels: created.Labels, Image: created.Image, ImageID: image.ID,
+			State: runtime.Created, Created: time.Now(),
+		})
+	})
 	w.images[c.Name] = &image
 	w.mu.Unlock()
 	w.containerEvent(c.Name, v1.EventTypeNormal, "Created", "Container created")
 
+	began := time.Now()
 	if err := rt.StartContainer(call, id); err != nil {
 		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
 		w.mu.Lock()
@@ -86,6 +99,9 @@ func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runti
 		w.mu.Unlock()
 		return &waiting{"RunContainerError", err.Error(), 0}
 	}
+	w.mu.Lock()
+	w.didStart(id, began)
+	w.mu.Unlock()
 	w.containerEvent(c.Name, v1.EventTypeNormal, "Started", "Container started")
 	w.prune(ctx, sandbox, c.Name, attempt)
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
@@ -150,6 +166,9 @@ func (w *worker) prune(ctx context.Context, sandbox *runtime.Sandbox, name strin
 		}
 		cancel()
 		w.mu.Lock()
+		w.did(func(s *runtime.Sandbox) {
+			s.Containers = slices.DeleteFunc(s.Containers, func(have runtime.Container) bool { return have.ID == c.ID })
+		})
 		delete(w.messages, c.ID)
 		delete(w.mine, c.ID)
 		delete(w.unhealthy, c.ID)

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -62,6 +63,7 @@ type worker struct {
 
 type task struct {
 	plan.Task
+	id     string // of the container that a Stop ends
 	cancel context.CancelFunc
 }
 
@@ -154,15 +156,87 @@ func (w *worker) podGone() {
 }
 
 // touch says that the engine has news of the pod. Most are of what a task of ours
-// does at this moment; its end is soon enough to look, and asking costs the engine.
+// does or did: that needs no look, for asking costs the engine as much as doing.
 func (w *worker) touch(e runtime.Event) {
 	w.mu.Lock()
-	w.markDirty()
-	own := len(w.busy) > 0 && (e.Type == runtime.ContainerStarted || e.Type == runtime.SandboxChanged)
+	own, dirty := false, true
+	switch e.Type {
+	case runtime.SandboxStarted:
+		own = w.busy[""] != nil || w.sandbox != nil && w.sandbox.Running
+		dirty = !own
+	case runtime.ContainerStarted:
+		own = w.mine[e.Container] && w.stateOf(e.Container) == runtime.Running || w.starting()
+		dirty = !own
+	case runtime.ContainerDied, runtime.ContainerRemoved, runtime.SandboxEnded:
+		own = w.ending(e.Container) // its task will say so when it is through
+	}
+	if dirty {
+		w.markDirty()
+	}
 	w.mu.Unlock()
 	if !own {
 		w.kick()
 	}
+}
+
+// stateOf is the state a container is known to be in. Called with mu.
+func (w *worker) stateOf(id string) runtime.State {
+	if w.sandbox != nil {
+		for _, c := range w.sandbox.Containers {
+			if c.ID == id {
+				return c.State
+			}
+		}
+	}
+	return runtime.Unknown
+}
+
+// starting: a container is about to be started by us. Called with mu.
+func (w *worker) starting() bool {
+	for _, t := range w.busy {
+		if t.Kind == plan.Start {
+			return true
+		}
+	}
+	return false
+}
+
+// ending: a task of ours ends that container, or the pod as a whole. Called with mu.
+func (w *worker) ending(id string) bool {
+	if t := w.busy[""]; t != nil && (t.Kind == plan.Teardown || t.Kind == plan.RemoveSandbox) {
+		return true
+	}
+	for _, t := range w.busy {
+		if t.Kind == plan.Stop && t.id == id {
+			return true
+		}
+	}
+	return false
+}
+
+// did notes what a task of ours did to the sandbox. The engine is not asked: what
+// happens to it beside us comes as an event, and one that is lost by the next resync.
+// Called with mu.
+func (w *worker) did(change func(s *runtime.Sandbox)) {
+	if w.sandbox == nil {
+		return
+	}
+	s := *w.sandbox
+	s.Containers = slices.Clone(s.Containers)
+	change(&s)
+	w.sandbox = &s
+	w.dirtySeq++ // a look that is under way may be older than this
+}
+
+// didStart notes that a container runs, unless it was seen to have ended since. Called with mu.
+func (w *worker) didStart(id string, at time.Time) {
+	w.did(func(s *runtime.Sandbox) {
+		for i := range s.Containers {
+			if c := &s.Containers[i]; c.ID == id && c.State == runtime.Created {
+				c.State, c.Started = runtime.Running, at
+			}
+		}
+	})
 }
 
 func (w *worker) markDirty() {
@@ -273,17 +347,18 @@ func (w *worker) close() {
 	}
 }
 
-// launch runs f as the task of a container, or of the pod under "". Called with mu.
-func (w *worker) launch(key string, t plan.Task, f func(ctx context.Context)) {
+// launch runs f as the task of a container, or of the pod under "". f says whether
+// the sandbox is known as it is now; otherwise the engine is asked. Called with mu.
+func (w *worker) launch(key string, t task, f func(ctx context.Context) (known bool)) {
 	ctx, cancel := context.WithCancel(w.ctx)
-	t.Since = time.Now()
-	w.busy[key] = &task{Task: t, cancel: cancel}
+	t.Since, t.cancel = time.Now(), cancel
+	w.busy[key] = &t
 	started := w.a.spawn(func() {
 		defer cancel()
-		f(ctx)
+		known := f(ctx)
 		w.mu.Lock()
 		delete(w.busy, key)
-		if t.Kind != refreshVolumes {
+		if !known {
 			w.markDirty()
 		}
 		w.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -59,11 +60,50 @@ func newWriter(client kubernetes.Interface, pods corelisters.PodLister, log *slo
 	}
 }
 
+// hold is for how long news that nobody waits for may gather: a pod that comes up
+// changes its status with every container, and each write goes through the log.
+const hold = 500 * time.Millisecond
+
+// submit has the status written: at once if it says what others act upon, else with
+// what else comes within hold.
 func (w *writer) submit(pod *v1.Pod, status v1.PodStatus, remove bool) {
 	w.mu.Lock()
+	old := pod.Status
+	if written := w.written[pod.UID]; written != nil {
+		old = written.Status
+	}
 	w.wanted[pod.UID] = &report{pod.Namespace, pod.Name, pod.UID, status, remove}
 	w.mu.Unlock()
-	w.queue.Add(pod.UID)
+	if remove || !comingUp(old, status) {
+		w.queue.Add(pod.UID)
+	} else {
+		w.queue.AddAfter(pod.UID, hold)
+	}
+}
+
+// comingUp: the pod was not Ready and is not, and nothing in it has ended or failed.
+func comingUp(old, now v1.PodStatus) bool {
+	for _, s := range []v1.PodStatus{old, now} {
+		if podReady(s) || s.Phase == v1.PodSucceeded || s.Phase == v1.PodFailed {
+			return false
+		}
+	}
+	for _, list := range [][]v1.ContainerStatus{now.InitContainerStatuses, now.ContainerStatuses} {
+		for _, c := range list {
+			waits := c.State.Waiting
+			if c.State.Terminated != nil || c.RestartCount > 0 ||
+				waits != nil && waits.Reason != "ContainerCreating" && waits.Reason != "PodInitializing" {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func podReady(s v1.PodStatus) bool {
+	return slices.ContainsFunc(s.Conditions, func(c v1.PodCondition) bool {
+		return c.Type == v1.PodReady && c.Status == v1.ConditionTrue
+	})
 }
 
 func (w *writer) forget(uid types.UID) {

@@ -204,14 +204,15 @@ const (
 	ContainerStarted EventType = "started"
 	ContainerDied    EventType = "died"
 	ContainerRemoved EventType = "removed"
-	SandboxChanged   EventType = "sandbox" // created, stopped or removed
+	SandboxStarted   EventType = "sandbox started"
+	SandboxEnded     EventType = "sandbox ended" // stopped, died or removed
 )
 
 // Event is a hint that a sandbox changed; the truth is in Inspect.
 type Event struct {
 	Type      EventType
 	Sandbox   string // SandboxSpec.Name
-	Container string // container id; empty for SandboxChanged
+	Container string // container id; empty for an event of the sandbox
 }
 
 // Streams are the ends of a container's or command's standard streams; a nil one is not connected.

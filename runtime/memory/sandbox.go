@@ -42,7 +42,7 @@ func (r *Runtime) RunSandbox(ctx context.Context, spec runtime.SandboxSpec) (run
 		PID:     r.m.lastPID,
 	}}
 	r.m.sandboxes[s.state.ID] = s
-	r.m.publish(s, runtime.SandboxChanged, "")
+	r.m.publish(s, runtime.SandboxStarted, "")
 	return s.snapshot(), nil
 }
 
@@ -82,7 +82,7 @@ func (r *Runtime) RemoveSandbox(ctx context.Context, id string) error {
 		r.m.publish(s, runtime.ContainerRemoved, c.state.ID)
 	}
 	delete(r.m.sandboxes, id)
-	r.m.publish(s, runtime.SandboxChanged, "")
+	r.m.publish(s, runtime.SandboxEnded, "")
 	return nil
 }
 
@@ -98,7 +98,7 @@ func (m *Machine) kill(s *sandbox) {
 func (m *Machine) killInfra(s *sandbox) {
 	if s.state.Running {
 		s.state.Running, s.state.PID = false, 0
-		m.publish(s, runtime.SandboxChanged, "")
+		m.publish(s, runtime.SandboxEnded, "")
 	}
 }
 

@@ -98,7 +98,11 @@ func translateEvent(e event) (runtime.Event, bool) {
 		return runtime.Event{}, false
 	}
 	if e.Actor.Attributes[labelContainer] == "" {
-		out.Type = runtime.SandboxChanged
+		if out.Type == runtime.ContainerStarted {
+			out.Type = runtime.SandboxStarted
+		} else {
+			out.Type = runtime.SandboxEnded
+		}
 		return out, true
 	}
 	out.Container = e.Actor.ID

@@ -140,8 +140,13 @@ func TestTranslateEvent(t *testing.T) {
 			t.Errorf("%s of a container: %+v, %v", action, got, ok)
 		}
 		e.Actor.Attributes = attributes("")
+		if want == runtime.ContainerStarted {
+			want = runtime.SandboxStarted
+		} else if want != "" {
+			want = runtime.SandboxEnded
+		}
 		got, ok = translateEvent(e)
-		if ok != (want != "") || ok && got != (runtime.Event{Type: runtime.SandboxChanged, Sandbox: "s"}) {
+		if ok != (want != "") || ok && got != (runtime.Event{Type: want, Sandbox: "s"}) {
 			t.Errorf("%s of an infra container: %+v, %v", action, got, ok)
 		}
 	}

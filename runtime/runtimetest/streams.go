@@ -30,12 +30,12 @@ func testEvents(t *testing.T, f *fixture) {
 	f.must("remove", f.rt.RemoveSandbox(f.ctx, s.ID))
 
 	want := []runtime.Event{
-		{Type: runtime.SandboxChanged, Sandbox: s.Name},
+		{Type: runtime.SandboxStarted, Sandbox: s.Name},
 		{Type: runtime.ContainerStarted, Sandbox: s.Name, Container: id},
 		{Type: runtime.ContainerDied, Sandbox: s.Name, Container: id},
 		{Type: runtime.ContainerRemoved, Sandbox: s.Name, Container: id},
-		{Type: runtime.SandboxChanged, Sandbox: s.Name},
-		{Type: runtime.SandboxChanged, Sandbox: s.Name},
+		{Type: runtime.SandboxEnded, Sandbox: s.Name},
+		{Type: runtime.SandboxEnded, Sandbox: s.Name},
 	}
 	deadline := time.After(waitTime)
 	for seen := []runtime.Event(nil); len(want) > 0; {
