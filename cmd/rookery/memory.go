@@ -9,22 +9,20 @@ import (
 )
 
 const (
-	// memoryBudget is where the garbage collector begins to work harder: what a
-	// peer may have resident, less the pages of its program.
-	memoryBudget = 96 << 20
+	// memoryBudget is where the garbage collector begins to work harder. A burst may
+	// take that much for a moment: collecting all the time would make it longer, and
+	// tidyMemory gives it back.
+	memoryBudget = 160 << 20
 	// tidyInterval and tidyWorth: a burst's memory is given back within half a
-	// minute, and a collection, some 40 ms, is not done for less than 10 MB.
+	// minute, and a collection, some 40 ms, is not done for less than 6 MB.
 	tidyInterval = 30 * time.Second
-	tidyWorth    = 10 << 20
+	tidyWorth    = 6 << 20
 	// calm is less allocated in an interval than any burst does: 4 MB a second.
 	calm = 4 << 20 * uint64(tidyInterval/time.Second)
 )
 
-// tuneMemory trades some processor time for memory, unless the user has said otherwise.
+// tuneMemory bounds what a burst may take, unless the user has said otherwise.
 func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryBudget)
 	}

@@ -8,7 +8,6 @@ package kubectl
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"embed"
 	"encoding/hex"
 	"errors"
@@ -74,17 +73,21 @@ func cacheDir() (string, error) {
 	return dir, nil
 }
 
-// unpack writes the program to dir unless an intact copy is there already. The
-// file is named by the checksum of the packed program and lies beside a file
-// with the checksum of the unpacked one, so that a torn or changed copy is
-// noticed and replaced.
+// unpack writes the program to dir unless a whole copy is there already. The file
+// is named by the checksum that the packed program ends with; it gets its name when
+// it is on the disk, so that one of the right size is whole. Nothing is summed up
+// at each call: on a small board that would take longer than most commands.
 func unpack(data []byte, dir string) (string, error) {
-	sum := sha256.Sum256(data)
-	path := filepath.Join(dir, "kubectl-"+hex.EncodeToString(sum[:8]))
-	if want, err := os.ReadFile(path + ".sha256"); err == nil {
-		if got, err := fileSum(path); err == nil && got == string(want) {
-			return path, nil
-		}
+	var header zstd.Header
+	if err := header.Decode(data); err != nil {
+		return "", fmt.Errorf("unpack kubectl: %w", err)
+	}
+	if !header.HasCheckSum || !header.HasFCS {
+		return "", errors.New("unpack kubectl: it was packed without its size or checksum; pack it with `zstd`")
+	}
+	path := filepath.Join(dir, "kubectl-"+hex.EncodeToString(data[len(data)-4:]))
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && uint64(info.Size()) == header.FrameContentSize {
+		return path, nil
 	}
 	zr, err := zstd.NewReader(bytes.NewReader(data))
 	if err != nil {
@@ -96,32 +99,15 @@ func unpack(data []byte, dir string) (string, error) {
 		return "", fmt.Errorf("unpack kubectl: %w", err)
 	}
 	defer os.Remove(tmp.Name())
-	h := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(tmp, h), zr); err != nil {
+	if _, err := io.Copy(tmp, zr); err != nil {
 		tmp.Close()
 		return "", fmt.Errorf("unpack kubectl to %s: %w", dir, err)
 	}
-	if err := errors.Join(tmp.Chmod(0o700), tmp.Close()); err != nil {
-		return "", fmt.Errorf("unpack kubectl: %w", err)
-	}
-	if err := os.WriteFile(path+".sha256", []byte(hex.EncodeToString(h.Sum(nil))), 0o600); err != nil {
-		return "", fmt.Errorf("unpack kubectl: %w", err)
+	if err := errors.Join(tmp.Chmod(0o700), tmp.Sync(), tmp.Close()); err != nil {
+		return "", fmt.Errorf("unpack kubectl to %s: %w", dir, err)
 	}
 	if err := os.Rename(tmp.Name(), path); err != nil {
 		return "", fmt.Errorf("unpack kubectl: %w", err)
 	}
 	return path, nil
-}
-
-func fileSum(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }

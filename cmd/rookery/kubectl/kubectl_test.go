@@ -1,6 +1,7 @@
 package kubectl
 
 import (
+	"bytes"
 	"os"
 	"testing"
 
@@ -8,11 +9,12 @@ import (
 )
 
 func TestUnpackReplacesADamagedCopy(t *testing.T) {
-	enc, err := zstd.NewWriter(nil)
+	enc, err := zstd.NewWriter(nil, zstd.WithSingleSegment(true)) // with its size, as by the zstd program
 	if err != nil {
 		t.Fatal(err)
 	}
-	packed, dir := enc.EncodeAll([]byte("the program"), nil), t.TempDir()
+	program := bytes.Repeat([]byte("the program "), 100)
+	packed, dir := enc.EncodeAll(program, nil), t.TempDir()
 	path, err := unpack(packed, dir)
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +35,7 @@ func TestUnpackReplacesADamagedCopy(t *testing.T) {
 	if _, err := unpack(packed, dir); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := os.ReadFile(path); string(got) != "the program" {
+	if got, _ := os.ReadFile(path); !bytes.Equal(got, program) {
 		t.Errorf("damaged copy was kept: %q", got)
 	}
 	if _, err := unpack([]byte("not zstd"), dir); err == nil {
