@@ -19,11 +19,11 @@ const (
 	// over other peers and TCP until the interval ends. Twice the timeout is less
 	// than the interval, so that the helpers' "I cannot reach it either" comes in time.
 	probeTimeout = 150 * time.Millisecond
-	// suspicionMult 2 gives the accused two intervals to refute, four rounds of
+	// suspicionMult 2 gives the accused two intervals to refute, three rounds of
 	// gossip. More would only make every failover longer.
 	suspicionMult = 2
-	// gossipInterval spreads news; without news nothing is sent.
-	gossipInterval = 200 * time.Millisecond
+	// gossipInterval spreads news; without news nothing is sent, but looked for.
+	gossipInterval = 250 * time.Millisecond
 	// streamTimeout bounds a full exchange over TCP. With the cable out it is how
 	// long a try to rejoin hangs, so it is short.
 	streamTimeout = 2 * time.Second

@@ -7,7 +7,6 @@ package probe
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"strconv"
@@ -25,7 +24,7 @@ type Exec func(ctx context.Context, command []string) (code int, output []byte, 
 
 // Prober does single probes. It may be used concurrently.
 type Prober struct {
-	http httpprobe.Prober
+	http httpProber
 	tcp  tcpprobe.Prober
 	grpc grpcprobe.Prober
 }
@@ -33,9 +32,8 @@ type Prober struct {
 // NewProber returns a prober. Certificates of probed servers are not checked, and
 // redirects to other hosts not followed, as in kubelet.
 func NewProber() *Prober {
-	config := &tls.Config{InsecureSkipVerify: true}
 	return &Prober{
-		http: httpprobe.NewWithTLSConfig(config, false),
+		http: newHTTPProber(),
 		tcp:  tcpprobe.New(),
 		grpc: grpcprobe.New(),
 	}
@@ -67,7 +65,7 @@ func (p *Prober) once(ctx context.Context, c *v1.Container, podIP string, spec *
 		if err != nil {
 			return probe.Unknown, "", fmt.Errorf("make request: %w", err)
 		}
-		return p.http.Probe(req.WithContext(ctx), timeout)
+		return p.http.Probe(ctx, req, timeout)
 	case spec.TCPSocket != nil:
 		port, err := probe.ResolveContainerPort(spec.TCPSocket.Port, c)
 		if err != nil {
@@ -115,7 +113,7 @@ func (p *Prober) HTTPGet(ctx context.Context, c *v1.Container, podIP string, act
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = time.Until(deadline)
 	}
-	result, output, err := p.http.Probe(req.WithContext(ctx), timeout)
+	result, output, err := p.http.Probe(ctx, req, timeout)
 	if err != nil {
 		return fmt.Errorf("get %s: %w", net.JoinHostPort(req.URL.Hostname(), strconv.Itoa(portOf(req.URL.Port()))), err)
 	}
