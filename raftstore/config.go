@@ -49,20 +49,18 @@ type Config struct {
 	Alive func(peer string) bool
 
 	// HeartbeatTimeout is how long a follower does without the leader until it
-	// wants an election; Raft takes a random time from one to two of it, and of
-	// several followers the first decides. Default 1.2 s: they see the leader dead
-	// after 2.4 s at the latest, mostly after 1.6 s, of 3 s in which writes must be
-	// back, and a pause of the machine of a second (an SD card) is no death. The
-	// leader sends each follower a heartbeat every tenth to fifth of it, which is
-	// most of what an idle cluster does.
+	// wants an election; Raft takes a random time from one to two of it. Default
+	// 800 ms: the others see the leader dead after 1.6 s at the latest, which
+	// leaves over a second of the 3 s to vote, and a pause of the machine of half
+	// a second (an SD card, a garbage collection) is no death.
 	HeartbeatTimeout time.Duration
 
 	// ElectionTimeout is how long a candidate waits for votes, again one to two
-	// times. At least HeartbeatTimeout. Default: the same.
+	// times. At least HeartbeatTimeout. Default: 800 ms.
 	ElectionTimeout time.Duration
 
 	// LeaderLease is how long a leader stays one without hearing from a
-	// majority. At most HeartbeatTimeout. Default 600 ms: a leader that is cut off
+	// majority. At most HeartbeatTimeout. Default 400 ms: a leader that is cut off
 	// has stepped down before another is elected.
 	LeaderLease time.Duration
 
@@ -108,9 +106,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	def(&c.HeartbeatTimeout, 1200*time.Millisecond)
-	def(&c.ElectionTimeout, c.HeartbeatTimeout)
-	def(&c.LeaderLease, min(c.HeartbeatTimeout, 600*time.Millisecond))
+	def(&c.HeartbeatTimeout, 800*time.Millisecond)
+	def(&c.ElectionTimeout, max(c.HeartbeatTimeout, 800*time.Millisecond))
+	def(&c.LeaderLease, min(c.HeartbeatTimeout, 400*time.Millisecond))
 	def(&c.LeaderlessGrace, 1500*time.Millisecond)
 	def(&c.RequestTimeout, requestTimeout)
 	def(&c.SnapshotThreshold, 4096)

@@ -12,7 +12,7 @@ const (
 	// memoryBudget is where the garbage collector begins to work harder. A burst may
 	// take that much for a moment: collecting all the time would make it longer, and
 	// tidyMemory gives it back.
-	memoryBudget = 160 << 20
+	memoryBudget = 200 << 20
 	// tidyInterval and tidyWorth: a burst's memory is given back within half a
 	// minute, and a collection, some 40 ms, is not done for less than 6 MB.
 	tidyInterval = 30 * time.Second
