@@ -8,7 +8,7 @@ export CGO_ENABLED := 0
 # grpcnotrace: its trace page pulls in text/template, which turns off dead-code
 # elimination (12 MB of binary). The others keep C libraries out of the Podman bindings.
 TAGS       := containers_image_openpgp,exclude_graphdriver_btrfs,exclude_graphdriver_devicemapper,remote,grpcnotrace
-export GOFLAGS := -buildvcs=false -tags=$(TAGS)
+export GOFLAGS := -trimpath -buildvcs=false -tags=$(TAGS)
 VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 KUBERNETES := $(shell sed -n 's/^\tk8s.io\/kubernetes \(v[0-9.]*\).*/\1/p' go.mod)
 STAMP      := -s -w -X main.version=$(VERSION) \
@@ -20,7 +20,10 @@ PREFIX     ?= /usr/local
 HEAVY      := ./apiserver/... ./controller/... ./scheduler/... ./cmd/...
 LIGHT       = $(shell go list ./... | grep -vE '/(apiserver|controller|scheduler|cmd|test)(/|$$)')
 
-.PHONY: build up down deps test unit lab-test check bench clean
+REPORT     := | awk -f test/report.awk
+FOR        ?= 10m
+
+.PHONY: build up down deps test unit lab-test check bench fuzz clean
 
 build: deps-go bin/rookery bin/lab bin/hello.tar bin/busybox.tar
 
@@ -61,23 +64,34 @@ test: deps build unit lab-test
 
 # Without root or Podman these fail: a test that is skipped in silence proves nothing.
 unit: deps-go
-	CGO_ENABLED=1 go test -race -count=1 -timeout 10m $(LIGHT)
-	go test -count=1 -timeout 10m $(HEAVY)
+	CGO_ENABLED=1 go test -race -count=1 -timeout 10m $(LIGHT) 2>&1 $(REPORT)
+	go test -count=1 -timeout 10m $(HEAVY) 2>&1 $(REPORT)
+	cd third_party/inf && go test -count=1 .
 
-lab-test: build
-	go test -count=1 ./test/image ./test/lab
-	go test -count=1 -timeout 40m -v ./test/e2e
+# Helm is a module of its own: nothing of it is in the binary or its go.mod.
+bin/helm3 bin/helm4: bin/helm%: test/helm/go.mod test/helm/go.sum
+	cd test/helm && go build -ldflags '-s -w' -o ../../$@ helm.sh/helm/v$*/cmd/helm
+
+lab-test: build bin/helm3 bin/helm4
+	go test -count=1 ./test/image ./test/lab 2>&1 $(REPORT)
+	go test -count=1 -timeout 40m -v ./test/e2e 2>&1 $(REPORT)
+	go test -count=1 -timeout 40m -v ./test/survive 2>&1 $(REPORT)
 
 check: deps-go
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
 	go mod tidy -diff
+	cd test/helm && go mod tidy -diff
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 # A finding fails; a database out of reach does not, but nobody shall take that for a pass.
 	@out=$$(go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./... 2>&1); rc=$$?; echo "$$out"; \
 	if (( rc )) && grep -q '^govulncheck: fetching vulnerabilities' <<<"$$out"; then \
 		echo '*** WARNING: the vulnerability database could not be reached: NOTHING was checked for known vulnerabilities ***' >&2; \
 	else exit $$rc; fi
+
+# The API under random requests; make fuzz FOR=1h goes on longer. What failed is printed with its seed.
+fuzz: deps-go
+	FUZZ_FOR=$(FOR) go test -count=1 -timeout 0 -v -run TestFuzz ./apiserver/apifuzz
 
 bench: build
 	go run ./test/bench -bin bin -run '$(BENCH)'

@@ -8,12 +8,15 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clientrest "k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/serviceaccount"
 
+	"github.com/rundigitalplatform/rookery/apiserver"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
@@ -26,7 +29,7 @@ func TestWhoMayEnter(t *testing.T) {
 	far := time.Now().Add(1e5 * time.Hour)
 	past := time.Now().Add(-24 * time.Hour)
 
-	// code of GET /api/v1/nodes with these credentials
+	// code of GET /api/v1/services with these credentials
 	for _, tt := range []struct {
 		name string
 		with func(*clientrest.Config)
@@ -51,7 +54,7 @@ func TestWhoMayEnter(t *testing.T) {
 			cfg := clientrest.CopyConfig(open)
 			tt.with(cfg)
 			got := 0
-			client(t, cfg).CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes").Do(t.Context()).StatusCode(&got)
+			client(t, cfg).CoreV1().RESTClient().Get().AbsPath("/api/v1/services").Do(t.Context()).StatusCode(&got)
 			if got != tt.want {
 				t.Errorf("got %d, want %d", got, tt.want)
 			}
@@ -114,6 +117,62 @@ func TestServiceAccountToken(t *testing.T) {
 		c.CoreV1().RESTClient().Get().AbsPath("/api/v1/pods").Do(ctx).StatusCode(&code)
 		return code == http.StatusUnauthorized
 	})
+}
+
+// TestTokenOfASecret uses a long-lived token as the controller writes it.
+func TestTokenOfASecret(t *testing.T) {
+	p := start(t, raftstore.NewMemory())
+	open := p.listen(t)
+	ctx := t.Context()
+	account, err := p.admin.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "outside", Annotations: map[string]string{corev1.ServiceAccountNameKey: "default", corev1.ServiceAccountUIDKey: string(account.UID)}},
+		Type:       corev1.SecretTypeServiceAccountToken,
+	}
+	tokens, err := serviceaccount.JWTTokenGenerator(serviceaccount.LegacyIssuer, p.tokenKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, private := serviceaccount.LegacyClaims(*account, *secret)
+	token, err := tokens.GenerateToken(ctx, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret.Data = map[string][]byte{corev1.ServiceAccountTokenKey: []byte(token)}
+	if _, err := p.admin.CoreV1().Secrets("default").Create(ctx, secret, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	cfg := clientrest.CopyConfig(open)
+	cfg.BearerToken = token
+	c := client(t, cfg)
+	who, err := c.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil || who.Status.UserInfo.Username != "system:serviceaccount:default:default" {
+		t.Fatalf("token is of %v, %v", who, err)
+	}
+	if err := p.admin.CoreV1().Secrets("default").Delete(ctx, "outside", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "token of a deleted secret refused", func() bool {
+		code := 0
+		c.CoreV1().RESTClient().Get().AbsPath("/api/v1/pods").Do(ctx).StatusCode(&code)
+		return code == http.StatusUnauthorized
+	})
+}
+
+func TestIssuerDocuments(t *testing.T) {
+	p := start(t, raftstore.NewMemory())
+	for path, want := range map[string]string{
+		"/.well-known/openid-configuration": apiserver.Issuer + "/openid/v1/jwks",
+		"/openid/v1/jwks":                   `"kty":"EC"`,
+	} {
+		body, err := p.admin.CoreV1().RESTClient().Get().AbsPath(path).Do(t.Context()).Raw()
+		if err != nil || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %s, %v", path, body, err)
+		}
+	}
 }
 
 func TestRunEndsWatches(t *testing.T) {

@@ -8,15 +8,18 @@ import (
 	"net/netip"
 
 	api "k8s.io/kubernetes/pkg/apis/core"
+	"k8s.io/kubernetes/pkg/apis/networking"
 	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
 )
 
-// addresses allocates ClusterIPs of one range, one [claims] key each.
+// addresses allocates ClusterIPs of one range. What is taken is an IPAddress
+// object, as upstream has it; see [addressObjects].
 type addresses struct {
-	claims claims
-	cidr   netip.Prefix
-	size   uint64 // usable addresses, at offsets 1 to size
-	dryRun bool
+	objects *addressObjects
+	cidr    netip.Prefix
+	size    uint64 // usable addresses, at offsets 1 to size
+	holder  *networking.ParentReference
+	dryRun  bool
 }
 
 var _ ipallocator.Interface = (*addresses)(nil)
@@ -24,14 +27,21 @@ var _ ipallocator.Interface = (*addresses)(nil)
 // maxSpan bounds how much of a wide IPv6 range is used; upstream does the same.
 const maxSpan = 1 << 16
 
-func newAddresses(c claims, cidr netip.Prefix) *addresses {
+func newAddresses(objects *addressObjects, cidr netip.Prefix) *addresses {
 	bits := min(cidr.Addr().BitLen()-cidr.Bits(), 16)
 	span := uint64(1) << bits
 	size := span - 1 // without the network's own address
 	if cidr.Addr().Is4() {
 		size-- // nor the broadcast address
 	}
-	return &addresses{claims: c, cidr: cidr, size: min(size, maxSpan-1)}
+	return &addresses{objects: objects, cidr: cidr, size: min(size, maxSpan-1)}
+}
+
+// of allocates for a Service.
+func (a *addresses) of(namespace, name string) *addresses {
+	own := *a
+	own.holder = &networking.ParentReference{Resource: "services", Namespace: namespace, Name: name}
+	return &own
 }
 
 // at returns the address at an offset into the range.
@@ -74,7 +84,7 @@ func (a *addresses) Allocate(ip net.IP) error {
 		}
 		return nil
 	}
-	err = a.claims.take(addr.String())
+	err = a.objects.take(addr, a.holder)
 	if errors.Is(err, errTaken) {
 		return ipallocator.ErrAllocated
 	}
@@ -112,16 +122,16 @@ func (a *addresses) Release(ip net.IP) error {
 	if err != nil || a.dryRun {
 		return err
 	}
-	return a.claims.release(addr.String())
+	return a.objects.release(addr)
 }
 
 // ForEach calls f for each claimed address.
 func (a *addresses) ForEach(f func(net.IP)) {
-	held, err := a.claims.all()
+	held, err := a.objects.names()
 	if err != nil { // a list at the newest revision has no way to fail but a closed store
 		return
 	}
-	for name := range held {
+	for _, name := range held {
 		f(net.ParseIP(name))
 	}
 }
@@ -142,7 +152,7 @@ func (a *addresses) IPFamily() api.IPFamily {
 // Has tells whether an address is claimed as far as this peer knows.
 func (a *addresses) Has(ip net.IP) bool {
 	addr, ok := netip.AddrFromSlice(ip)
-	return ok && a.claims.has(addr.Unmap().String())
+	return ok && a.objects.has(addr.Unmap())
 }
 
 // DryRun returns an allocator that answers the same and claims nothing.

@@ -10,40 +10,93 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/initializer"
 	"k8s.io/apiserver/pkg/admission/plugin/namespace/lifecycle"
+	mutatingpolicy "k8s.io/apiserver/pkg/admission/plugin/policy/mutating"
+	validatingpolicy "k8s.io/apiserver/pkg/admission/plugin/policy/validating"
 	"k8s.io/apiserver/pkg/admission/plugin/resourcequota"
+	mutatingwebhook "k8s.io/apiserver/pkg/admission/plugin/webhook/mutating"
+	validatingwebhook "k8s.io/apiserver/pkg/admission/plugin/webhook/validating"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	quota "k8s.io/apiserver/pkg/quota/v1"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/component-base/compatibility"
 	quotainstall "k8s.io/kubernetes/pkg/quota/v1/install"
+	"k8s.io/kubernetes/plugin/pkg/admission/certificates/approval"
+	"k8s.io/kubernetes/plugin/pkg/admission/certificates/ctbattest"
+	"k8s.io/kubernetes/plugin/pkg/admission/certificates/signing"
+	"k8s.io/kubernetes/plugin/pkg/admission/certificates/subjectrestriction"
 	"k8s.io/kubernetes/plugin/pkg/admission/defaulttolerationseconds"
 	"k8s.io/kubernetes/plugin/pkg/admission/limitranger"
 	"k8s.io/kubernetes/plugin/pkg/admission/network/defaultingressclass"
+	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 	"k8s.io/kubernetes/plugin/pkg/admission/nodetaint"
+	"k8s.io/kubernetes/plugin/pkg/admission/podresize"
+	"k8s.io/kubernetes/plugin/pkg/admission/podtolerationrestriction"
+	"k8s.io/kubernetes/plugin/pkg/admission/podtopologylabels"
 	"k8s.io/kubernetes/plugin/pkg/admission/priority"
+	"k8s.io/kubernetes/plugin/pkg/admission/runtimeclass"
+	"k8s.io/kubernetes/plugin/pkg/admission/security/podsecurity"
 	"k8s.io/kubernetes/plugin/pkg/admission/serviceaccount"
+	"k8s.io/kubernetes/plugin/pkg/admission/storage/persistentvolume/resize"
 	"k8s.io/kubernetes/plugin/pkg/admission/storage/storageclass/setdefault"
 )
 
 // newAdmission builds Kubernetes' own plugins in kube-apiserver's order.
 // stop ends the goroutines of the quota evaluator.
-func newAdmission(cfg Config, client kubernetes.Interface, factory informers.SharedInformerFactory, authz authorizer.Authorizer, stop <-chan struct{}) (admission.Interface, error) {
+func newAdmission(cfg Config, client kubernetes.Interface, factory informers.SharedInformerFactory, authz authorizer.Authorizer, ask *hooks, stop <-chan struct{}) (admission.Interface, error) {
 	plugins := admission.NewPlugins()
+	registerQuantityRange(plugins)
 	lifecycle.Register(plugins)
 	limitranger.Register(plugins)
 	serviceaccount.Register(plugins)
+	noderestriction.Register(plugins)
 	nodetaint.Register(plugins)
+	podsecurity.Register(plugins)
 	priority.Register(plugins)
 	plugins.Register(defaulttolerationseconds.PluginName, func(io.Reader) (admission.Interface, error) {
 		return newTolerations(cfg.TolerationSeconds)
 	})
+	registerTolerations(plugins)
+	approval.Register(plugins)
+	signing.Register(plugins)
+	ctbattest.Register(plugins)
+	subjectrestriction.Register(plugins)
+	registerPeerSubject(plugins)
 	setdefault.Register(plugins)
+	resize.Register(plugins)
 	defaultingressclass.Register(plugins)
+	podtopologylabels.Register(plugins)
+	podresize.Register(plugins)
 	resourcequota.Register(plugins)
-	order := []string{
-		lifecycle.PluginName, limitranger.PluginName, serviceaccount.PluginName, nodetaint.PluginName, priority.PluginName,
-		defaulttolerationseconds.PluginName, setdefault.PluginName, defaultingressclass.PluginName, resourcequota.PluginName,
+	ask.register(plugins)
+	order := []string{ // kube-apiserver's; docs/design/admission.md has what is left out
+		quantityRangePlugin,
+		lifecycle.PluginName,
+		limitranger.PluginName,
+		serviceaccount.PluginName,
+		noderestriction.PluginName,
+		nodetaint.PluginName,
+		podsecurity.PluginName,
+		priority.PluginName,
+		defaulttolerationseconds.PluginName,
+		podtolerationrestriction.PluginName,
+		setdefault.PluginName,
+		resize.PluginName,
+		runtimeclass.PluginName,
+		approval.PluginName,
+		signing.PluginName,
+		ctbattest.PluginName,
+		subjectrestriction.PluginName,
+		peerSubjectPlugin,
+		defaultingressclass.PluginName,
+		podtopologylabels.PluginName,
+		podresize.PluginName,
+		mutatingpolicy.PluginName,
+		mutatingwebhook.PluginName,
+		validatingpolicy.PluginName,
+		validatingwebhook.PluginName,
+		resourcequota.PluginName,
 	}
 
 	quotas, err := quotainstall.NewQuotaConfigurationForAdmission(factory, servedForQuota{})
@@ -55,7 +108,7 @@ func newAdmission(cfg Config, client kubernetes.Interface, factory informers.Sha
 		return nil, fmt.Errorf("build admission configuration: %w", err)
 	}
 	chain, err := plugins.NewFromPlugins(order, config, admission.PluginInitializers{
-		initializer.New(client, nil, factory, authz, utilfeature.DefaultFeatureGate, nil, stop, nil),
+		initializer.New(client, nil, factory, authz, utilfeature.DefaultFeatureGate, compatibility.NewEffectiveVersionFromString(cfg.KubernetesVersion, "", ""), stop, nil),
 		quotaInitializer{quotas},
 	}, admission.Decorators{})
 	if err != nil {
@@ -64,15 +117,14 @@ func newAdmission(cfg Config, client kubernetes.Interface, factory informers.Sha
 	return chain, nil
 }
 
-// newTolerations is the stock plugin with our seconds. Its defaults live in
-// flag variables that InspectFeatureGates copies, so they are set just before.
+// newTolerations is the stock plugin with our seconds for a peer that is gone. One that
+// is there but not ready, as while its Podman is restarted, still runs its pods:
+// upstream's 300 seconds. The plugin's defaults live in flag variables.
 func newTolerations(seconds int64) (admission.Interface, error) {
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	defaulttolerationseconds.RegisterFlags(flags)
-	for _, f := range []string{"default-not-ready-toleration-seconds", "default-unreachable-toleration-seconds"} {
-		if err := flags.Set(f, strconv.FormatInt(seconds, 10)); err != nil {
-			return nil, fmt.Errorf("set default toleration seconds: %w", err)
-		}
+	if err := flags.Set("default-unreachable-toleration-seconds", strconv.FormatInt(seconds, 10)); err != nil {
+		return nil, fmt.Errorf("set default toleration seconds: %w", err)
 	}
 	return defaulttolerationseconds.NewDefaultTolerationSeconds(), nil
 }

@@ -12,11 +12,12 @@ import (
 )
 
 // Bootstrap creates what a cluster starts with: the system namespaces, roles
-// and bindings, priority classes and the Service `kubernetes`. What exists is
+// and bindings, priority classes, what flow control and ServiceCIDR say of this
+// cluster, and the Service `kubernetes`. What exists is
 // kept; stock roles get back rules they have lost, unless annotated otherwise.
 // The leader calls it at the start of each term; it may run twice at once.
 func (s *Server) Bootstrap(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{s.bootstrapNamespaces, s.bootstrapRoles, s.bootstrapPriorities, s.bootstrapService} {
+	for _, step := range []func(context.Context) error{s.bootstrapNamespaces, s.bootstrapRoles, s.bootstrapPriorities, s.bootstrapFlowControl, s.bootstrapRange, s.bootstrapService} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -24,9 +25,16 @@ func (s *Server) Bootstrap(ctx context.Context) error {
 	return nil
 }
 
-// missing passes every error but that of an object that is there already.
-func missing(err error) error {
-	if apierrors.IsAlreadyExists(err) {
+// ensure creates an object that is not there. It looks first, because creating
+// asks webhooks before it finds out, and a cluster whose webhook is down could
+// have no leader.
+func ensure[T any](ctx context.Context, name string, get func(context.Context, string, metav1.GetOptions) (T, error),
+	create func(context.Context, T, metav1.CreateOptions) (T, error), object T) error {
+	_, err := get(ctx, name, metav1.GetOptions{})
+	if !apierrors.IsNotFound(err) {
+		return err
+	}
+	if _, err = create(ctx, object, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
 		return nil
 	}
 	return err
@@ -34,8 +42,8 @@ func missing(err error) error {
 
 func (s *Server) bootstrapNamespaces(ctx context.Context) error {
 	for _, name := range []string{metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease} {
-		_, err := s.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
-		if missing(err) != nil {
+		all := s.client.CoreV1().Namespaces()
+		if err := ensure(ctx, name, all.Get, all.Create, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
 			return fmt.Errorf("create namespace %s: %w", name, err)
 		}
 	}
@@ -44,7 +52,8 @@ func (s *Server) bootstrapNamespaces(ctx context.Context) error {
 
 func (s *Server) bootstrapPriorities(ctx context.Context) error {
 	for _, class := range schedulingv1.SystemPriorityClasses() {
-		if _, err := s.client.SchedulingV1().PriorityClasses().Create(ctx, class, metav1.CreateOptions{}); missing(err) != nil {
+		all := s.client.SchedulingV1().PriorityClasses()
+		if err := ensure(ctx, class.Name, all.Get, all.Create, class); err != nil {
 			return fmt.Errorf("create priority class %s: %w", class.Name, err)
 		}
 	}
@@ -74,7 +83,7 @@ func (s *Server) bootstrapService(ctx context.Context) error {
 	} else if !apierrors.IsNotFound(err) {
 		return fmt.Errorf("get service kubernetes: %w", err)
 	}
-	if _, err := services.Create(ctx, svc, metav1.CreateOptions{}); missing(err) != nil {
+	if _, err := services.Create(ctx, svc, metav1.CreateOptions{}); err != nil {
 		// Another peer may have come first, and then its claim is what this one met.
 		if _, again := services.Get(ctx, svc.Name, metav1.GetOptions{}); again == nil {
 			return nil

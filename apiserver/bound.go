@@ -9,7 +9,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
@@ -22,6 +21,7 @@ import (
 // moment ago.
 type boundObjects struct {
 	serviceAccounts, pods, secrets, nodes rest.Getter
+	validatingWebhooks, mutatingWebhooks  rest.Getter
 }
 
 func lookup(ctx context.Context, from rest.Getter, namespace, name string, into runtime.Object) error {
@@ -59,12 +59,12 @@ func (b *boundObjects) GetNode(ctx context.Context, name string) (*corev1.Node, 
 	return out, lookup(ctx, b.nodes, metav1.NamespaceNone, name, out)
 }
 
-// The kinds of admissionregistration.k8s.io are not served, so no token is bound to one.
-
-func (b *boundObjects) GetValidatingWebhookConfiguration(_ context.Context, name string) (*admissionregistrationv1.ValidatingWebhookConfiguration, error) {
-	return nil, apierrors.NewNotFound(schema.GroupResource{Group: admissionregistrationv1.GroupName, Resource: "validatingwebhookconfigurations"}, name)
+func (b *boundObjects) GetValidatingWebhookConfiguration(ctx context.Context, name string) (*admissionregistrationv1.ValidatingWebhookConfiguration, error) {
+	out := &admissionregistrationv1.ValidatingWebhookConfiguration{}
+	return out, lookup(ctx, b.validatingWebhooks, metav1.NamespaceNone, name, out)
 }
 
-func (b *boundObjects) GetMutatingWebhookConfiguration(_ context.Context, name string) (*admissionregistrationv1.MutatingWebhookConfiguration, error) {
-	return nil, apierrors.NewNotFound(schema.GroupResource{Group: admissionregistrationv1.GroupName, Resource: "mutatingwebhookconfigurations"}, name)
+func (b *boundObjects) GetMutatingWebhookConfiguration(ctx context.Context, name string) (*admissionregistrationv1.MutatingWebhookConfiguration, error) {
+	out := &admissionregistrationv1.MutatingWebhookConfiguration{}
+	return out, lookup(ctx, b.mutatingWebhooks, metav1.NamespaceNone, name, out)
 }

@@ -12,10 +12,10 @@ import (
 // errTaken says that a claim is held already.
 var errTaken = errors.New("already taken")
 
-// claims hands out names of one kind, Service addresses or node ports, each at
-// most once in the whole cluster: a claim is a key that is put only if absent,
-// so that races between peers are settled by the store, and claims survive
-// everything that the store survives.
+// claims hands out names of one kind, node ports, each at most once in the whole
+// cluster: a claim is a key that is put only if absent, so that races between
+// peers are settled by the store, and claims survive everything that the store
+// survives. Service addresses are claimed by objects, see [addressObjects].
 //
 // A peer that dies between a claim and the write of its Service leaves an
 // orphan; [Server.RepairAllocations] releases it.

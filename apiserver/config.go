@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
@@ -39,6 +40,14 @@ type Config struct {
 	// TokenKey signs and verifies service account tokens; it is the same on every peer. Required.
 	TokenKey *ecdsa.PrivateKey
 
+	// OIDC is an issuer whose users the API takes too. nil: none. It is asked when the
+	// first of its tokens comes, not before.
+	OIDC *OIDC
+
+	// FrontProxy makes what the API shows to extension servers. It is called once, and
+	// where there are none only by the leader. nil: there can be no extension servers.
+	FrontProxy func() (aggregation.FrontProxy, error)
+
 	// ServiceCIDR is where ClusterIPs come from. Default 10.43.0.0/16. Its first
 	// address is the API's own Service, `kubernetes`.
 	ServiceCIDR netip.Prefix
@@ -54,7 +63,7 @@ type Config struct {
 	GitCommit, BuildDate string
 
 	// TolerationSeconds is how long a pod stays bound to a peer that is not
-	// ready or not reachable, unless the pod says otherwise. Default 5.
+	// reachable, unless the pod says otherwise. Default 5.
 	TolerationSeconds int64
 
 	// Kubelet tells how to reach the agent on a node, for logs, exec, attach,
@@ -62,6 +71,14 @@ type Config struct {
 	// transport, best an *http.Transport, whose dialler and TLS configuration
 	// are used for upgraded connections. nil: these calls fail with 503.
 	Kubelet func(ctx context.Context, node string) (*url.URL, http.RoundTripper, error)
+
+	// Alive tells whether a node's agent is worth asking for what its pods use. It must
+	// not block. nil: all are.
+	Alive func(node string) bool
+	// Audit writes down who asked for what. nil: nothing is.
+	Audit *Audit
+	// Components are what /healthz asks beside the API itself.
+	Components []Component
 
 	// MaxBodyBytes bounds a request's body. Default 3 MiB.
 	MaxBodyBytes int64
@@ -110,6 +127,9 @@ func (c Config) validate() error {
 		return fmt.Errorf("service network %s is too small: give it at least 8 addresses", c.ServiceCIDR)
 	case c.NodePorts.First < 1 || c.NodePorts.Last > 65535 || c.NodePorts.Last < c.NodePorts.First:
 		return fmt.Errorf("node ports %d-%d are not a range of ports: use for example 30000-32767", c.NodePorts.First, c.NodePorts.Last)
+	}
+	if c.OIDC != nil {
+		return c.OIDC.Validate()
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package apiserver_test
 
 import (
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -49,29 +50,40 @@ func TestDocumentsMatchWhatIsServed(t *testing.T) {
 	}
 }
 
-// kubectl says "no matches for kind" only if it gets a v2 document, an empty one.
-func TestEmptyDocumentOfVersion2(t *testing.T) {
+// The document of version 2 has the paths of those of version 3.
+func TestDocumentOfVersion2(t *testing.T) {
 	p := start(t, raftstore.NewMemory())
 	doc, err := p.admin.Discovery().OpenAPISchema()
-	if err != nil || doc.GetSwagger() != "2.0" || len(doc.GetPaths().GetPath()) != 0 {
-		t.Errorf("got %v, %v", doc, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := sets.New[string]()
+	for _, path := range doc.GetPaths().GetPath() {
+		old.Insert(path.Name)
+	}
+	groups, err := openapi.Groups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := sets.New[string]()
+	for gv := range groups {
+		all = all.Union(paths(t, gv))
+	}
+	if !old.Equal(all) {
+		t.Errorf("only in version 2 %v, only in version 3 %v", sets.List(old.Difference(all)), sets.List(all.Difference(old)))
+	}
+	raw, err := p.admin.CoreV1().RESTClient().Get().AbsPath("/openapi/v2").SetHeader("Accept", "application/json").Do(t.Context()).Raw()
+	var asJSON struct{ Definitions map[string]any }
+	if err := errors.Join(err, json.Unmarshal(raw, &asJSON)); err != nil || asJSON.Definitions["io.k8s.api.core.v1.Pod"] == nil {
+		t.Errorf("as JSON: %d definitions, %v", len(asJSON.Definitions), err)
 	}
 }
 
 // described returns the resources and subresources in a document's paths.
 func described(t *testing.T, gv string) sets.Set[string] {
 	t.Helper()
-	r, err := openapi.Document(gv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	var doc struct{ Paths map[string]any }
-	if err := json.NewDecoder(r).Decode(&doc); err != nil {
-		t.Fatal(err)
-	}
 	out := sets.New[string]()
-	for path := range doc.Paths {
+	for path := range paths(t, gv) {
 		path = strings.TrimPrefix(path, "/"+gv+"/")
 		if strings.HasPrefix(path, "/") || strings.HasPrefix(path, "watch/") {
 			continue // the group version itself, or the old form of a watch
@@ -88,4 +100,18 @@ func described(t *testing.T, gv string) sets.Set[string] {
 		}
 	}
 	return out
+}
+
+func paths(t *testing.T, gv string) sets.Set[string] {
+	t.Helper()
+	r, err := openapi.Document(gv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var doc struct{ Paths map[string]any }
+	if err := json.NewDecoder(r).Decode(&doc); err != nil {
+		t.Fatal(err)
+	}
+	return sets.KeySet(doc.Paths)
 }

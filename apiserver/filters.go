@@ -2,8 +2,12 @@ package apiserver
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"runtime/debug"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -21,10 +25,12 @@ import (
 // filter wraps a handler. Read from the bottom up it is the order in which a
 // request passes; docs/design/api.md explains it.
 func (s *Server) filter(h http.Handler, authn authenticator.Request, authz authorizer.Authorizer) http.Handler {
+	h = s.withPatchCheck(h)
 	h = filters.WithAuthorization(h, authz, s.codecs)
 	h = impersonation.WithImpersonation(h, authz, s.codecs)
 	h = s.withMaxInFlight(h)
-	h = filters.WithAuthentication(h, authn, filters.Unauthorized(s.codecs), authenticator.Audiences{Issuer}, nil)
+	h = s.withAudit(h)
+	h = filters.WithAuthentication(h, authn, s.unauthorized(), authenticator.Audiences{Issuer}, nil)
 	h = filters.WithRequestDeadline(h, nil, nil, longRunning, s.codecs, s.cfg.RequestTimeout)
 	h = s.withLifetime(h)
 	h = s.withBodyLimit(h)
@@ -32,7 +38,7 @@ func (s *Server) filter(h http.Handler, authn authenticator.Request, authz autho
 	h = filters.WithRequestInfo(h, requestInfo())
 	h = filters.WithCacheControl(h)
 	h = filters.WithRequestReceivedTimestamp(h)
-	// Nothing is audited, but warnings and audit annotations look for this context.
+	// Also without an audit log: warnings and audit annotations look for this context.
 	h = filters.WithAuditInit(h)
 	return s.withPanicRecovery(h)
 }
@@ -73,11 +79,14 @@ func (s *Server) withPanicRecovery(h http.Handler) http.Handler {
 func (s *Server) withLifetime(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.enter() {
+			w.Header().Set("Retry-After", "1")
 			s.fail(w, r, apierrors.NewServiceUnavailable("this peer is shutting down"))
 			return
 		}
 		defer s.requests.Done()
-		if info, ok := request.RequestInfoFrom(r.Context()); ok && longRunning(r, info) {
+		info, ok := request.RequestInfoFrom(r.Context())
+		defer s.hurry(w, ok && longRunning(r, info))()
+		if ok && longRunning(r, info) {
 			ctx, cancel := context.WithCancel(r.Context())
 			defer cancel()
 			defer context.AfterFunc(s.life, cancel)()
@@ -87,22 +96,53 @@ func (s *Server) withLifetime(h http.Handler) http.Handler {
 	})
 }
 
+// hurry cuts off a client that takes longer than a request may to send its body or
+// to read the answer, so that slow ones hold no memory here. Watches and streams last as
+// long as they like: a watcher that does not read is ended by the store, and a dead
+// connection by its pings.
+func (s *Server) hurry(w http.ResponseWriter, longRunning bool) (end func()) {
+	c := http.NewResponseController(w)
+	deadline := func(t time.Time) {
+		// What has no deadline is the call of a component in this process.
+		if err := errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			s.cfg.Logger.Debug("set deadline of a connection", "err", err)
+		}
+	}
+	if longRunning {
+		return func() {}
+	}
+	deadline(time.Now().Add(s.cfg.RequestTimeout * 7 / 6)) // the answer of a request that timed out goes out too
+	return func() { deadline(time.Time{}) }                // the connection may carry a watch next
+}
+
 // withBodyLimit bounds what is read of a request's body; registries bound it
-// too, this also covers everything that is not one.
+// too, this also covers everything that is not one. What nobody will read, of a watch
+// or a log, is read here: over HTTP/1.1 the server does not notice that a client is gone
+// while more of a body is left than the 256 KiB that it reads itself, and would go on for
+// the half hour or hour that a watch lasts.
 func (s *Server) withBodyLimit(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if info, ok := request.RequestInfoFrom(r.Context()); ok && !longRunning(r, info) && r.Body != nil {
+		info, ok := request.RequestInfoFrom(r.Context())
+		switch {
+		case !ok || r.Body == nil:
+		case !longRunning(r, info):
 			// One byte more, so that the registries' own limit answers first, with a Status.
 			r.Body = http.MaxBytesReader(w, r.Body, s.cfg.MaxBodyBytes+1)
+		case info.Verb == "watch" || info.Subresource == "log":
+			if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, s.cfg.MaxBodyBytes)); err != nil {
+				s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("this request needs no body, and the one it has is not readable: %v", err)))
+				return
+			}
 		}
 		h.ServeHTTP(w, r)
 	})
 }
 
-// withMaxInFlight refuses with 429 what is more than a small machine can do at
-// once. Components of this process and administrators always get through.
+// withMaxInFlight bounds what a small machine does at once, and shares it among
+// users; what finds no place in a second is refused with 429. Components of this
+// process and administrators always get through.
 func (s *Server) withMaxInFlight(h http.Handler) http.Handler {
-	reads, writes := make(chan struct{}, s.cfg.MaxReads), make(chan struct{}, s.cfg.MaxWrites)
+	reads, writes := newTurns(s.cfg.MaxReads), newTurns(s.cfg.MaxWrites)
 	readVerbs := sets.New("get", "list", "watch")
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		info, ok := request.RequestInfoFrom(r.Context())
@@ -111,17 +151,20 @@ func (s *Server) withMaxInFlight(h http.Handler) http.Handler {
 			h.ServeHTTP(w, r)
 			return
 		}
+		name := ""
+		if known {
+			name = u.GetName()
+		}
 		slots := writes
 		if readVerbs.Has(info.Verb) {
 			slots = reads
 		}
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-			h.ServeHTTP(w, r)
-		default:
+		if !slots.take(r.Context(), name) {
 			s.fail(w, r, apierrors.NewTooManyRequests("this peer is serving as many requests as it can, please try again", 1))
+			return
 		}
+		defer slots.give(name)
+		h.ServeHTTP(w, r)
 	})
 }
 

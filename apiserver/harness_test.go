@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net/http/httptest"
+	"os"
 	"testing"
 	"time"
 
@@ -19,17 +20,25 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	clientrest "k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/capabilities"
 
 	"github.com/rundigitalplatform/rookery/apiserver"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
+// TestMain sets what is global to a process as cmd does.
+func TestMain(m *testing.M) {
+	capabilities.Setup(true, 0)
+	os.Exit(m.Run())
+}
+
 // peer is a server that runs until the test ends.
 type peer struct {
 	*apiserver.Server
-	admin kubernetes.Interface
-	ca    authority
-	stop  func() // ends Run and waits for it
+	admin    kubernetes.Interface
+	ca       authority
+	tokenKey *ecdsa.PrivateKey
+	stop     func() // ends Run and waits for it
 }
 
 func newKey(t *testing.T) *ecdsa.PrivateKey {
@@ -57,7 +66,7 @@ func start(t *testing.T, store raftstore.Store, change ...func(*apiserver.Config
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
 	stopped := false
-	p := &peer{Server: server, ca: ca, admin: client(t, server.ClientConfig("admin", "system:masters"))}
+	p := &peer{Server: server, ca: ca, tokenKey: cfg.TokenKey, admin: client(t, server.ClientConfig("admin", "system:masters"))}
 	p.stop = func() {
 		if stopped {
 			return
@@ -80,7 +89,9 @@ func start(t *testing.T, store raftstore.Store, change ...func(*apiserver.Config
 	}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}} // no controller runs here
 	if _, err := p.admin.CoreV1().ServiceAccounts("default").Create(ctx, account, metav1.CreateOptions{}); err != nil && !exists(err) {
-		t.Fatal(err)
+		if _, there := p.admin.CoreV1().ServiceAccounts("default").Get(ctx, account.Name, metav1.GetOptions{}); there != nil {
+			t.Fatal(err)
+		}
 	}
 	return p
 }

@@ -1,62 +1,70 @@
 package apiserver
 
 import (
-	"encoding/json"
-	"fmt"
+	"context"
+	"errors"
 	"net/http"
-	goruntime "runtime"
-	"strings"
+	"time"
 
-	apiversion "k8s.io/apimachinery/pkg/version"
-	"k8s.io/component-base/metrics/legacyregistry"
-
-	"github.com/rundigitalplatform/rookery/apiserver/openapi"
+	"k8s.io/apiserver/pkg/server/healthz"
+	"k8s.io/kubernetes/pkg/probe"
+	"k8s.io/kubernetes/pkg/registry/core/componentstatus"
 )
 
-// routes puts the API and what stands beside it under one mux.
-func (s *Server) routes(api http.Handler) (http.Handler, error) {
-	about, err := s.version()
+// Component is a part of the peer that /healthz asks whether it is well.
+type Component struct {
+	// Name is the path below /healthz, and the name in ?exclude=.
+	Name string
+	// Check returns what is wrong, nil if nothing is. It must answer within a second or so.
+	Check func(*http.Request) error
+}
+
+// installHealth adds, each with its components below it, ?verbose and ?exclude=,
+// as kube-apiserver has them: /livez, this process works, else restart it; /readyz,
+// this peer's API may be asked, an island's too; /healthz, the whole peer is well.
+func (s *Server) installHealth(mux *http.ServeMux) {
+	ready := []healthz.HealthChecker{
+		healthz.PingHealthz,
+		healthz.NamedCheck("informer-sync", func(*http.Request) error {
+			if err := s.Ready(); err != nil && !errors.Is(err, errClosing) {
+				return err
+			}
+			return nil
+		}),
+		healthz.NewShutdownHealthz(s.life.Done()),
+	}
+	healthz.InstallLivezHandler(mux, healthz.PingHealthz)
+	healthz.InstallReadyzHandler(mux, ready...)
+	for _, c := range s.cfg.Components {
+		ready = append(ready, healthz.NamedCheck(c.Name, c.Check))
+	}
+	healthz.InstallHandler(mux, ready...)
+}
+
+// componentServers is the same for componentstatuses, by the names of /healthz.
+func (s *Server) componentServers() map[string]componentstatus.Server {
+	out := map[string]componentstatus.Server{"api": checked{Check: func(*http.Request) error { return s.Ready() }}}
+	for _, c := range s.cfg.Components {
+		out[c.Name] = checked(c)
+	}
+	return out
+}
+
+// checked is a componentstatus.Server.
+type checked Component
+
+// checkTimeout bounds one check: a component answers within a second or so.
+const checkTimeout = 5 * time.Second
+
+func (c checked) DoServerCheck() (probe.Result, string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "/healthz/"+c.Name, nil)
 	if err != nil {
-		return nil, err
+		return probe.Unknown, "", err
 	}
-	mux := http.NewServeMux()
-	for _, p := range []string{"/api", "/api/", "/apis", "/apis/"} {
-		mux.Handle(p, api)
+	if err := c.Check(r); err != nil {
+		return probe.Failure, err.Error(), nil
 	}
-	docs := openapi.Handler()
-	mux.Handle("/openapi/", docs)
-	mux.HandleFunc("/livez", health(func() error { return nil }))
-	mux.HandleFunc("/readyz", health(s.Ready))
-	mux.HandleFunc("/healthz", health(s.Ready))
-	mux.HandleFunc("/version", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.Write(about)
-	})
-	mux.Handle("/metrics", legacyregistry.Handler())
-	return mux, nil
-}
-
-func health(check func() error) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		if err := check(); err != nil {
-			w.WriteHeader(http.StatusInternalServerError)
-			fmt.Fprintln(w, err)
-			return
-		}
-		fmt.Fprint(w, "ok")
-	}
-}
-
-func (s *Server) version() ([]byte, error) {
-	major, rest, ok := strings.Cut(strings.TrimPrefix(s.cfg.KubernetesVersion, "v"), ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	if !ok || major == "" || minor == "" {
-		return nil, fmt.Errorf("kubernetes version %q is not like v1.37.2", s.cfg.KubernetesVersion)
-	}
-	return json.MarshalIndent(apiversion.Info{
-		Major: major, Minor: minor, GitVersion: s.cfg.KubernetesVersion, GitCommit: s.cfg.GitCommit, GitTreeState: "clean", BuildDate: s.cfg.BuildDate,
-		GoVersion: goruntime.Version(), Compiler: goruntime.Compiler, Platform: goruntime.GOOS + "/" + goruntime.GOARCH,
-	}, "", "  ")
+	return probe.Success, "ok", nil
 }

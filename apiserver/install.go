@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints"
@@ -20,6 +21,8 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
 )
 
 // watchTimeout is the shortest life of a watch that names none; upstream's half hour.
@@ -33,14 +36,18 @@ type installer struct {
 	authz     authorizer.Authorizer
 	admit     admission.Interface
 	maxBody   int64
+	schemes   map[string]*runtime.Scheme // of groups whose kinds are not in Kubernetes' own scheme
 
 	core, named aggregated.ResourceManager // aggregated discovery of /api and /apis
+	roots       discovery.GroupManager     // the groups of /apis in the older form
+	builtIn     sets.Set[string]           // names of the groups that were installed
 	address     discovery.Addresses
 	equivalents runtime.EquivalentResourceRegistry
 }
 
 func newInstaller(codecs serializer.CodecFactory) *installer {
 	container := restful.NewContainer()
+	address := discovery.DefaultAddresses{}
 	container.ServeMux = http.NewServeMux()
 	container.Router(restful.CurlyRouter{}) // the only one that serves {path:*}
 	// Panics are answered by the outermost filter.
@@ -48,19 +55,29 @@ func newInstaller(codecs serializer.CodecFactory) *installer {
 	return &installer{
 		codecs: codecs, container: container,
 		core: aggregated.NewResourceManager("api"), named: aggregated.NewResourceManager("apis"),
-		address:     discovery.DefaultAddresses{},
+		address: address, roots: discovery.NewRootAPIsHandler(address, codecs),
 		equivalents: runtime.NewEquivalentResourceRegistry(),
+		schemes:     map[string]*runtime.Scheme{},
+		builtIn:     sets.New[string](),
 	}
+}
+
+// kinds returns what knows the kinds of a group.
+func (in *installer) kinds(group string) (*runtime.Scheme, runtime.NegotiatedSerializer, runtime.ParameterCodec) {
+	if scheme := in.schemes[group]; scheme != nil {
+		return scheme, serializer.NewCodecFactory(scheme), runtime.NewParameterCodec(scheme)
+	}
+	return legacyscheme.Scheme, in.codecs, legacyscheme.ParameterCodec
 }
 
 // install adds all groups and the discovery above them. Called once.
 func (in *installer) install(groups []group) error {
-	roots := discovery.NewRootAPIsHandler(in.address, in.codecs)
 	for _, g := range groups {
 		root, documents := "/apis", in.named
 		if g.name == "" {
 			root, documents = "/api", in.core
 		}
+		in.builtIn.Insert(g.name)
 		about := metav1.APIGroup{Name: g.name}
 		for _, v := range g.versions {
 			gv := schema.GroupVersion{Group: g.name, Version: v.name}
@@ -69,22 +86,24 @@ func (in *installer) install(groups []group) error {
 				return err
 			}
 			documents.AddGroupVersion(g.name, apidiscoveryv2.APIVersionDiscovery{Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent, Version: v.name, Resources: found})
+			// `kubectl get deployments` is of apps, whatever users define that has that name.
+			documents.SetGroupVersionPriority(metav1.GroupVersion(gv), aggregation.BuiltinPriority, aggregation.BuiltinVersionPriority)
 			about.Versions = append(about.Versions, metav1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: v.name})
 		}
 		if g.name != "" {
 			about.PreferredVersion = about.Versions[0]
-			roots.AddGroup(about)
+			in.roots.AddGroup(about)
 			in.container.Add(discovery.NewAPIGroupHandler(in.codecs, about).WebService())
 		}
 	}
 	legacy := discovery.NewLegacyRootAPIHandler(in.address, in.codecs, "/api")
 	in.container.Add(aggregated.WrapAggregatedDiscoveryToHandler(legacy, in.core, in.core).GenerateWebService("/api", metav1.APIVersions{}))
-	in.container.Add(aggregated.WrapAggregatedDiscoveryToHandler(roots, in.named, in.named).GenerateWebService("/apis", metav1.APIGroupList{}))
+	in.container.Add(aggregated.WrapAggregatedDiscoveryToHandler(in.roots, in.named, in.named).GenerateWebService("/apis", metav1.APIGroupList{}))
 	return nil
 }
 
 func (in *installer) installVersion(root string, gv schema.GroupVersion, g group, r resources) ([]apidiscoveryv2.APIResourceDiscovery, error) {
-	scheme := legacyscheme.Scheme
+	scheme, codecs, parameters := in.kinds(g.name)
 	served := map[string][]string{}
 	for _, v := range g.versions {
 		for name := range v.resources {
@@ -94,7 +113,7 @@ func (in *installer) installVersion(root string, gv schema.GroupVersion, g group
 	api := &endpoints.APIGroupVersion{
 		Storage: map[string]rest.Storage(r), Root: root, GroupVersion: gv, AllServedVersionsByResource: served,
 		OptionsExternalVersion: &schema.GroupVersion{Version: "v1"},
-		Serializer:             in.codecs, ParameterCodec: legacyscheme.ParameterCodec,
+		Serializer:             codecs, ParameterCodec: parameters,
 		Typer: scheme, Creater: scheme, Convertor: scheme, ConvertabilityChecker: scheme, Defaulter: scheme,
 		UnsafeConvertor: runtime.UnsafeObjectConvertor(scheme), Namer: runtime.Namer(meta.NewAccessor()),
 		TypeConverter: in.types, EquivalentResourceRegistry: in.equivalents,

@@ -8,6 +8,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ktypes "k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	kubelet "k8s.io/kubernetes/pkg/kubelet/client"
 )
@@ -38,6 +39,9 @@ func (a agents) GetConnectionInfo(ctx context.Context, node ktypes.NodeName) (*k
 type endpointSlices struct{ client kubernetes.Interface }
 
 func (s endpointSlices) GetEndpointSlices(namespace, service string) ([]*discoveryv1.EndpointSlice, error) {
+	if len(validation.IsValidLabelValue(service)) > 0 || len(validation.IsDNS1123Label(namespace)) > 0 {
+		return nil, nil // there is no such Service, and the list would be refused
+	}
 	list, err := s.client.DiscoveryV1().EndpointSlices(namespace).List(context.Background(), metav1.ListOptions{
 		LabelSelector: discoveryv1.LabelServiceName + "=" + service, ResourceVersion: "0",
 	})

@@ -201,8 +201,12 @@ func TestObjects(t *testing.T) {
 		if pod.Spec.ServiceAccountName != "default" || len(pod.Spec.Volumes) != 1 {
 			t.Errorf("service account %q, volumes %v", pod.Spec.ServiceAccountName, pod.Spec.Volumes)
 		}
-		if len(pod.Spec.Tolerations) != 2 || *pod.Spec.Tolerations[0].TolerationSeconds != 5 {
-			t.Errorf("tolerations %v", pod.Spec.Tolerations)
+		seconds := map[string]int64{}
+		for _, toleration := range pod.Spec.Tolerations {
+			seconds[toleration.Key] = *toleration.TolerationSeconds
+		}
+		if len(seconds) != 2 || seconds[corev1.TaintNodeUnreachable] != 5 || seconds[corev1.TaintNodeNotReady] != 300 {
+			t.Errorf("tolerates for %v s", seconds)
 		}
 		if pod.Spec.Priority == nil {
 			t.Error("no priority")

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apiserver/pkg/registry/generic"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/kubernetes/pkg/registry/core/componentstatus"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 )
 
@@ -43,6 +44,8 @@ type builder struct {
 	authz     authorizer.Authorizer
 	rules     authorizer.RuleResolver
 	quorum    func(context.Context) error // see services
+	// components are what componentstatuses shows.
+	components func() map[string]componentstatus.Server
 
 	bound *boundObjects // filled by core
 	err   error

@@ -13,6 +13,7 @@ import (
 	ingress "k8s.io/kubernetes/pkg/registry/networking/ingress/storage"
 	ingressclass "k8s.io/kubernetes/pkg/registry/networking/ingressclass/storage"
 	networkpolicy "k8s.io/kubernetes/pkg/registry/networking/networkpolicy/storage"
+	servicecidr "k8s.io/kubernetes/pkg/registry/networking/servicecidr/storage"
 	runtimeclass "k8s.io/kubernetes/pkg/registry/node/runtimeclass/storage"
 	csidriver "k8s.io/kubernetes/pkg/registry/storage/csidriver/storage"
 	csinode "k8s.io/kubernetes/pkg/registry/storage/csinode/storage"
@@ -26,8 +27,12 @@ func (b *builder) cluster(events rest.Storage) []group {
 	networking := resources{
 		"ingressclasses":  one(b, ingressclass.NewREST),
 		"networkpolicies": one(b, networkpolicy.NewREST),
+		"ipaddresses":     b.addresses.objects.registry,
 	}
 	withStatus(b, networking, "ingresses", ingress.NewREST)
+	ranges, rangesStatus, err := servicecidr.NewREST(b.options)
+	b.note(err)
+	networking.add(resources{"servicecidrs": &serviceRanges{REST: ranges, only: b.addresses.cidr}, "servicecidrs/status": rangesStatus})
 	nodes, drivers, capacities, attachments := one(b, csinode.NewStorage), one(b, csidriver.NewStorage), one(b, capacity.NewStorage), one(b, attachment.NewStorage)
 	if b.err != nil {
 		return nil

@@ -8,6 +8,7 @@ import (
 	api "k8s.io/kubernetes/pkg/apis/core"
 	_ "k8s.io/kubernetes/pkg/apis/core/install"
 	kubelet "k8s.io/kubernetes/pkg/kubelet/client"
+	"k8s.io/kubernetes/pkg/registry/core/componentstatus"
 	configmap "k8s.io/kubernetes/pkg/registry/core/configmap/storage"
 	endpoints "k8s.io/kubernetes/pkg/registry/core/endpoint/storage"
 	event "k8s.io/kubernetes/pkg/registry/core/event/storage"
@@ -21,6 +22,7 @@ import (
 	controller "k8s.io/kubernetes/pkg/registry/core/replicationcontroller/storage"
 	resourcequota "k8s.io/kubernetes/pkg/registry/core/resourcequota/storage"
 	secret "k8s.io/kubernetes/pkg/registry/core/secret/storage"
+	svcregistry "k8s.io/kubernetes/pkg/registry/core/service"
 	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
 	service "k8s.io/kubernetes/pkg/registry/core/service/storage"
 	serviceaccount "k8s.io/kubernetes/pkg/registry/core/serviceaccount/storage"
@@ -40,12 +42,13 @@ func (b *builder) core() (resources, rest.Storage) {
 	b.note(err)
 	secrets := one(b, secret.NewREST)
 	all := resources{
-		"configmaps":   one(b, configmap.NewREST),
-		"endpoints":    one(b, endpoints.NewREST),
-		"events":       events,
-		"limitranges":  one(b, limitrange.NewREST),
-		"podtemplates": one(b, podtemplate.NewREST),
-		"secrets":      secrets,
+		"componentstatuses": componentstatus.NewStorage(b.components),
+		"configmaps":        one(b, configmap.NewREST),
+		"endpoints":         one(b, endpoints.NewREST),
+		"events":            events,
+		"limitranges":       one(b, limitrange.NewREST),
+		"podtemplates":      one(b, podtemplate.NewREST),
+		"secrets":           secrets,
 	}
 	ns, nsStatus, nsFinalize, err := namespace.NewREST(b.options)
 	b.note(err)
@@ -68,7 +71,7 @@ func (b *builder) core() (resources, rest.Storage) {
 	}
 	nodes.Proxy.Connection = b.agents
 	all.add(resources{
-		"nodes": nodes.Node, "nodes/status": nodes.Status, "nodes/proxy": nodes.Proxy,
+		"nodes": nodes.Node, "nodes/status": nodes.Status, "nodes/proxy": &nodeProxy{nodes.Proxy, b.agents},
 		"bindings": pods.LegacyBinding,
 		"pods":     pods.Pod, "pods/status": pods.Status, "pods/binding": pods.Binding, "pods/eviction": pods.Eviction,
 		"pods/ephemeralcontainers": pods.EphemeralContainers, "pods/resize": pods.Resize,
@@ -76,14 +79,13 @@ func (b *builder) core() (resources, rest.Storage) {
 	})
 
 	accounts, err := serviceaccount.NewREST(b.options, b.tokens, []string{Issuer}, b.authz, maxTokenLife, pods.Pod.Store, secrets, nodes.Node.Store,
-		// Tokens are not bound to webhook configurations: that kind is not served.
-		nil, nil, false, 0)
+		b.client.AdmissionregistrationV1().ValidatingWebhookConfigurations(), b.client.AdmissionregistrationV1().MutatingWebhookConfigurations(), false, 0)
 	b.note(err)
 	if b.err != nil {
 		return nil, nil
 	}
 	all.add(resources{"serviceaccounts": accounts, "serviceaccounts/token": accounts.Token})
-	*b.bound = boundObjects{serviceAccounts: accounts, pods: pods.Pod, secrets: secrets, nodes: nodes.Node}
+	b.bound.serviceAccounts, b.bound.pods, b.bound.secrets, b.bound.nodes = accounts, pods.Pod, secrets, nodes.Node
 
 	all.add(b.services(pods, b.proxy))
 	return all, events
@@ -91,7 +93,17 @@ func (b *builder) core() (resources, rest.Storage) {
 
 func (b *builder) services(pods pod.PodStorage, proxy http.RoundTripper) resources {
 	family := b.addresses.IPFamily()
-	svc, status, svcProxy, err := service.NewREST(b.options, family, map[api.IPFamily]ipallocator.Interface{family: b.addresses}, b.nodePorts, endpointSlices{b.client}, pods.Pod, proxy)
+	registry := func(from *addresses) (*service.REST, *service.StatusREST, *svcregistry.ProxyREST, error) {
+		return service.NewREST(b.options, family, map[api.IPFamily]ipallocator.Interface{family: from}, b.nodePorts, endpointSlices{b.client}, pods.Pod, proxy)
+	}
+	svc, status, svcProxy, err := registry(b.addresses)
 	b.note(err)
+	if b.err != nil {
+		return nil
+	}
+	allocateFor(svc, func(namespace, name string) (*service.REST, error) {
+		own, _, _, err := registry(b.addresses.of(namespace, name))
+		return own, err
+	})
 	return resources{"services": &services{REST: svc, quorum: b.quorum}, "services/status": status, "services/proxy": svcProxy}
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"net"
 	"strconv"
 	"time"
 
@@ -48,32 +46,35 @@ func (s *Server) RepairAllocations(ctx context.Context) error {
 // repairOnce does one comparison and returns the orphans it saw, by key and revision.
 func (s *Server) repairOnce(ctx context.Context, seen map[string]int64) (map[string]int64, error) {
 	// Claims first: a Service written between the two reads has its claim already.
-	held := map[string]int64{}
-	for _, c := range []claims{s.addresses.claims, s.nodePorts.claims} {
-		names, err := c.all()
-		if err != nil {
-			return nil, err
-		}
-		for name, revision := range names {
-			held[c.prefix+name] = revision
-		}
+	ports, err := s.nodePorts.claims.all()
+	if err != nil {
+		return nil, err
+	}
+	addresses, err := s.takenAddresses(ctx)
+	if err != nil {
+		return nil, err
 	}
 	services, err := s.client.CoreV1().Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list services: %w", err)
 	}
-	orphans := maps.Clone(held)
+	orphans := map[string]int64{}
+	for name, revision := range ports {
+		orphans[s.nodePorts.claims.prefix+name] = revision
+	}
 	for i := range services.Items {
-		for key, take := range s.claimsOf(&services.Items[i]) {
-			delete(orphans, key)
-			if _, ok := held[key]; ok {
-				continue
+		svc := &services.Items[i]
+		for _, port := range portsOf(svc) {
+			delete(orphans, s.nodePorts.claims.prefix+port)
+			if _, ok := ports[port]; !ok {
+				if err := s.again(svc, port, s.nodePorts.claims.take(port)); err != nil {
+					return nil, err
+				}
 			}
-			if err := take(); err != nil && !errors.Is(err, errTaken) {
-				return nil, err
-			}
-			s.cfg.Logger.Info("claimed again what a service holds", "key", key, "service", services.Items[i].Namespace+"/"+services.Items[i].Name)
 		}
+	}
+	if err := s.repairAddresses(addresses, services.Items, orphans); err != nil {
+		return nil, err
 	}
 	for key, revision := range orphans {
 		if seen[key] != revision {
@@ -87,22 +88,28 @@ func (s *Server) repairOnce(ctx context.Context, seen map[string]int64) (map[str
 	return orphans, nil
 }
 
-// claimsOf returns the keys that a Service must hold, each with how to take it.
-func (s *Server) claimsOf(svc *corev1.Service) map[string]func() error {
-	out := map[string]func() error{}
-	add := func(c claims, name string) { out[c.prefix+name] = func() error { return c.take(name) } }
-	for _, ip := range svc.Spec.ClusterIPs {
-		if addr, err := s.addresses.usable(net.ParseIP(ip)); err == nil {
-			add(s.addresses.claims, addr.String())
-		}
+// again says what was claimed a second time, unless that failed.
+func (s *Server) again(svc *corev1.Service, what string, err error) error {
+	switch {
+	case errors.Is(err, errTaken): // a moment ago, by whoever writes the Service
+		return nil
+	case err != nil:
+		return err
 	}
+	s.cfg.Logger.Info("claimed again what a service holds", "claim", what, "service", svc.Namespace+"/"+svc.Name)
+	return nil
+}
+
+// portsOf are the node ports that a Service must hold.
+func portsOf(svc *corev1.Service) []string {
+	var out []string
 	for _, p := range svc.Spec.Ports {
 		if p.NodePort != 0 {
-			add(s.nodePorts.claims, strconv.Itoa(int(p.NodePort)))
+			out = append(out, strconv.Itoa(int(p.NodePort)))
 		}
 	}
 	if p := svc.Spec.HealthCheckNodePort; p != 0 {
-		add(s.nodePorts.claims, strconv.Itoa(int(p)))
+		out = append(out, strconv.Itoa(int(p)))
 	}
 	return out
 }

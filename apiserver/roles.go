@@ -8,15 +8,13 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 )
 
 // bootstrapRoles reconciles Kubernetes' stock roles and bindings, those of the
-// controllers included. In addition group system:nodes holds system:node, see
-// newAuthorizer.
+// controllers included.
 func (s *Server) bootstrapRoles(ctx context.Context) error {
 	rbac := s.client.RbacV1()
 	roles := func(owner reconciliation.RuleOwner, modifier reconciliation.RuleOwnerModifier) error {
@@ -32,15 +30,12 @@ func (s *Server) bootstrapRoles(ctx context.Context) error {
 		})
 	}
 
-	for _, role := range append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...) {
+	for _, role := range slices.Concat(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles(), []rbacv1.ClusterRole{metricsReader()}) {
 		if err := roles(reconciliation.ClusterRoleRuleOwner{ClusterRole: &role}, reconciliation.ClusterRoleModifier{Client: rbac.ClusterRoles()}); err != nil {
 			return err
 		}
 	}
 	for _, binding := range append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...) {
-		if binding.Name == "system:node" {
-			binding.Subjects = []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: user.NodesGroup}}
-		}
 		if err := bindings(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding}, reconciliation.ClusterRoleBindingClientAdapter{Client: rbac.ClusterRoleBindings()}); err != nil {
 			return err
 		}

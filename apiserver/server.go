@@ -17,7 +17,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/serviceaccount"
+	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/node"
 
+	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
+	"github.com/rundigitalplatform/rookery/apiserver/customresources"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
@@ -31,6 +34,10 @@ type Server struct {
 	addresses *addresses
 	nodePorts *nodePorts
 	types     *types
+	graph     *node.Graph // which objects the pods of each peer refer to
+
+	extensions *aggregation.Aggregator // APIs of extension servers
+	custom     *customresources.API    // kinds that users define
 
 	life context.Context // ends when Run ends
 	end  context.CancelFunc
@@ -52,9 +59,9 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg:       cfg,
 		codecs:    serializer.NewCodecFactory(legacyscheme.Scheme, serializer.WithStreamingCollectionEncodingToJSON(), serializer.WithStreamingCollectionEncodingToProtobuf()),
-		addresses: newAddresses(claims{cfg.Store, registryPrefix + "/ranges/serviceips/"}, cfg.ServiceCIDR),
 		nodePorts: &nodePorts{claims{cfg.Store, registryPrefix + "/ranges/servicenodeports/"}, cfg.NodePorts},
 		types:     newTypes(),
+		graph:     node.NewGraph(),
 	}
 	s.life, s.end = context.WithCancel(context.Background())
 	client, err := kubernetes.NewForConfig(s.ClientConfig("system:apiserver", user.SystemPrivilegedGroup))
@@ -75,21 +82,24 @@ func (s *Server) build() error {
 		return fmt.Errorf("use service account signing key: %w", err)
 	}
 	bound := &boundObjects{}
-	authn, err := newAuthenticator(s.cfg, bound)
+	authn, err := newAuthenticator(s.life, s.cfg, bound, s.client.CoreV1())
 	if err != nil {
 		return err
 	}
-	authz, rules, err := newAuthorizer(s.factory)
+	authz, rules, err := newAuthorizer(s.factory, s.graph)
 	if err != nil {
 		return err
 	}
-	admit, err := newAdmission(s.cfg, s.client, s.factory, authz, s.life.Done())
+	admit, err := newAdmission(s.cfg, s.client, s.factory, authz, &hooks{server: s, authz: authz}, s.life.Done())
 	if err != nil {
 		return err
 	}
 
+	if s.addresses, err = s.newAddresses(); err != nil {
+		return err
+	}
 	b := &builder{
-		options: restOptions{s.cfg.Store}, agents: agents{s.cfg}, proxy: podTransport(), client: s.client, tokens: tokens,
+		options: restOptions{store: s.cfg.Store}, components: s.componentServers, agents: agents{s.cfg}, proxy: podTransport(), client: s.client, tokens: tokens,
 		addresses: s.addresses, nodePorts: s.nodePorts, authn: authn, authz: authz, rules: rules, quorum: s.quorum, bound: bound,
 	}
 	core, events := b.core()
@@ -97,16 +107,32 @@ func (s *Server) build() error {
 	groups = append(groups, b.workload()...)
 	groups = append(groups, b.cluster(events)...)
 	groups = append(groups, b.auth()...)
+	groups = append(groups, b.admission()...)
+	groups = append(groups, b.certificates(), b.flowControl(), b.storageMigration())
 	if b.err != nil {
 		return fmt.Errorf("build registries: %w", b.err)
 	}
+	usage, scheme, err := s.metricsGroup()
+	if err != nil {
+		return err
+	}
+	definitions, err := s.definitionsGroup()
+	if err != nil {
+		return err
+	}
+	groups = append(groups, usage, definitions)
 
 	in := newInstaller(s.codecs)
+	in.schemes[usage.name], in.schemes[definitions.name] = scheme, customresources.Scheme()
+	if groups, err = s.aggregate(in, groups); err != nil {
+		return err
+	}
 	in.types, in.authz, in.admit, in.maxBody = s.types, authz, admit, s.cfg.MaxBodyBytes
 	if err := in.install(groups); err != nil {
 		return err
 	}
-	mux, err := s.routes(in.container)
+	s.custom = s.customResources(in)
+	mux, err := s.routes(in.route(s.custom.Discovery(in.container), s.custom), s.custom)
 	if err != nil {
 		return err
 	}
@@ -155,8 +181,11 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.New("apiserver can run only once")
 	}
 	s.running = true
+	feed(s.graph, s.factory)
 	s.factory.Start(s.life.Done())
 	s.mu.Unlock()
+	custom := make(chan error, 1)
+	go func() { custom <- s.custom.Run(s.life) }()
 
 	for kind, ok := range s.factory.WaitForCacheSync(ctx.Done()) {
 		if !ok && ctx.Err() == nil {
@@ -164,6 +193,13 @@ func (s *Server) Run(ctx context.Context) error {
 			return fmt.Errorf("sync informer of %v", kind)
 		}
 	}
+	if err := s.extensions.Load(); err != nil {
+		s.shutdown()
+		return err
+	}
+	var following sync.WaitGroup
+	following.Go(func() { s.extensions.Run(s.life) })
+	defer following.Wait()
 	if ctx.Err() == nil {
 		s.types.parse()
 		debug.FreeOSMemory()
@@ -172,9 +208,14 @@ func (s *Server) Run(ctx context.Context) error {
 		s.mu.Unlock()
 		s.cfg.Logger.Info("api ready")
 	}
-	<-ctx.Done()
-	s.shutdown()
-	return nil
+	select {
+	case <-ctx.Done():
+		s.shutdown()
+		return <-custom
+	case err := <-custom:
+		s.shutdown()
+		return err
+	}
 }
 
 // shutdownGrace bounds the wait for requests at the end: a write that waits for
@@ -207,6 +248,8 @@ func (s *Server) enter() bool {
 	return true
 }
 
+var errClosing = errors.New("shutting down")
+
 // Ready is nil when the API can serve everybody: informers have synced and
 // requests are taken. It says nothing of quorum, because a peer without it
 // still answers reads.
@@ -215,7 +258,7 @@ func (s *Server) Ready() error {
 	defer s.mu.Unlock()
 	switch {
 	case s.closing:
-		return errors.New("shutting down")
+		return errClosing
 	case !s.synced:
 		return errors.New("informers have not synced")
 	}

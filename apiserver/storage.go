@@ -2,15 +2,11 @@ package apiserver
 
 import (
 	"fmt"
-	"path"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apiserver/pkg/registry/generic"
-	"k8s.io/apiserver/pkg/storage"
-	"k8s.io/apiserver/pkg/storage/storagebackend"
-	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/rundigitalplatform/rookery/apiserver/kubestore"
@@ -22,16 +18,27 @@ import (
 const registryPrefix = "/registry"
 
 // restOptions puts every registry on the one store: objects are written as
-// protobuf in their group's preferred version, and no watch cache stands between,
-// because the store answers watches from memory itself.
-type restOptions struct{ store raftstore.Store }
+// protobuf in their group's preferred version.
+type restOptions struct {
+	store  raftstore.Store
+	scheme *runtime.Scheme // nil: Kubernetes' own
+}
 
+func (r restOptions) kinds() (*runtime.Scheme, serializer.CodecFactory) {
+	if r.scheme == nil {
+		return legacyscheme.Scheme, legacyscheme.Codecs
+	}
+	return r.scheme, serializer.NewCodecFactory(r.scheme)
+}
+
+// GetRESTOptions implements generic.RESTOptionsGetter.
 func (r restOptions) GetRESTOptions(gr schema.GroupResource, _ runtime.Object) (generic.RESTOptions, error) {
-	versions := legacyscheme.Scheme.PrioritizedVersionsForGroup(gr.Group)
+	scheme, codecs := r.kinds()
+	versions := scheme.PrioritizedVersionsForGroup(gr.Group)
 	if len(versions) == 0 {
 		return generic.RESTOptions{}, fmt.Errorf("no version of group %q is known", gr.Group)
 	}
-	proto, ok := runtime.SerializerInfoForMediaType(legacyscheme.Codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
+	proto, ok := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
 	if !ok {
 		return generic.RESTOptions{}, fmt.Errorf("no protobuf serializer for %s", gr)
 	}
@@ -39,25 +46,8 @@ func (r restOptions) GetRESTOptions(gr schema.GroupResource, _ runtime.Object) (
 	encode := runtime.NewMultiGroupVersioner(versions[0], schema.GroupKind{Group: gr.Group})
 	internal := schema.GroupVersion{Group: gr.Group, Version: runtime.APIVersionInternal}
 	codec := runtime.NewCodec(
-		legacyscheme.Codecs.EncoderForVersion(proto.Serializer, encode),
-		legacyscheme.Codecs.DecoderToVersion(proto.Serializer, runtime.NewCoercingMultiGroupVersioner(internal, schema.GroupKind{Group: gr.Group})),
+		codecs.EncoderForVersion(proto.Serializer, encode),
+		codecs.DecoderToVersion(proto.Serializer, runtime.NewCoercingMultiGroupVersioner(internal, schema.GroupKind{Group: gr.Group})),
 	)
-	config := &storagebackend.ConfigForResource{GroupResource: gr}
-	config.Codec, config.EncodeVersioner = codec, encode
-	return generic.RESTOptions{
-		StorageConfig:           config,
-		EnableGarbageCollection: true,
-		DeleteCollectionWorkers: 1,
-		ResourcePrefix:          path.Join(registryPrefix, gr.Group, gr.Resource),
-		Decorator: func(c *storagebackend.ConfigForResource, prefix string, _ func(runtime.Object) (string, error),
-			newFunc, newList func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs, _ *cache.Indexers,
-		) (storage.Interface, factory.DestroyFunc, error) {
-			s, err := kubestore.New(r.store, kubestore.Config{
-				Codec: c.Codec, NewFunc: newFunc, NewListFunc: newList, ResourcePrefix: prefix, GroupResource: c.GroupResource,
-				// Events are many and seldom read: not worth keeping decoded.
-				Uncached: c.GroupResource.Resource == "events",
-			})
-			return s, func() {}, err
-		},
-	}, nil
+	return kubestore.RESTOptions(r.store, registryPrefix, gr, codec, encode), nil
 }

@@ -12,8 +12,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/applyconfigurations"
+	"k8s.io/kube-aggregator/pkg/apis/apiregistration"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
+
+	"github.com/rundigitalplatform/rookery/apiserver/customresources"
 )
 
 // types tells server-side apply and managedFields how objects are built. It uses
@@ -21,20 +24,26 @@ import (
 // 0.2 s and 20 MB of garbage, so that [Server.Run] asks for it early and hands
 // the memory back.
 //
+// CustomResourceDefinitions have a schema of their own, parsed at the first write of one.
+//
 // What nobody applies is not in that schema: autoscaling/v1 Scale, which scaling
 // writes, gets a schema of its own here; reviews, token requests and bindings,
 // which are asked and never kept, are taken as they come.
 type types struct {
-	parse func() parsed // once
+	parse       func() parsed        // once
+	definitions func() typeConverter // once; of CustomResourceDefinitions
+	extensions  func() typeConverter // once; of APIServices
 }
 
+type typeConverter = managedfields.TypeConverter
+
 type parsed struct {
-	kinds, scale, passing managedfields.TypeConverter
+	kinds, scale, passing typeConverter
 	err                   error
 }
 
 func newTypes() *types {
-	return &types{parse: sync.OnceValue(func() parsed {
+	return &types{definitions: sync.OnceValue(customresources.Types), parse: sync.OnceValue(func() parsed {
 		parser, err := typed.NewParser(scaleSchema)
 		if err != nil {
 			return parsed{err: fmt.Errorf("parse schema of Scale: %w", err)}
@@ -48,6 +57,12 @@ func newTypes() *types {
 }
 
 func (t *types) of(gvk schema.GroupVersionKind) (managedfields.TypeConverter, error) {
+	switch gvk.Group {
+	case apiregistration.GroupName:
+		return t.extensions(), nil
+	case customresources.Group:
+		return t.definitions(), nil
+	}
 	p := t.parse()
 	switch {
 	case gvk == autoscalingv1.SchemeGroupVersion.WithKind("Scale"):
@@ -66,7 +81,7 @@ func (t *types) ObjectToTyped(obj runtime.Object, opts ...typed.ValidationOption
 	return c.ObjectToTyped(obj, opts...)
 }
 
-// TypedToObject does not need the schema: both converters do the same here.
+// TypedToObject does not need the schema: all converters do the same here.
 func (t *types) TypedToObject(v *typed.TypedValue) (runtime.Object, error) {
 	p := t.parse()
 	if p.err != nil {

@@ -207,6 +207,7 @@ func TestGossipWithAnotherKeyGetsNowhere(t *testing.T) {
 	b := gossip(t, "b", 'k', a)
 	x := gossip(t, "x", 'z', a)
 	a.expect(t, 10*time.Second, "a:alive b:alive")
+	b.expect(t, 10*time.Second, "a:alive b:alive")
 	eventually(t, 10*time.Second, "x has tried", func() bool { return x.view() == "a:unknown x:alive" })
 	if _, err := x.current().Join([]string{a.cfg.Bind.String()}); err == nil {
 		t.Error("a peer with another key joined")

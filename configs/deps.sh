@@ -6,7 +6,7 @@ set -euo pipefail
 version=$1
 export PATH=$PATH:/usr/local/go/bin
 
-packages=(podman runc conmon catatonit nftables iproute2 busybox-static dnsutils zstd gcc libc6-dev make git ca-certificates curl procps util-linux)
+packages=(podman runc conmon catatonit nftables iproute2 busybox-static dnsutils zstd gcc libc6-dev make git ca-certificates curl procps util-linux dbus-daemon)
 missing=()
 for p in "${packages[@]}"; do
   dpkg-query -W -f '${db:Status-Abbrev}' "$p" 2>/dev/null | grep -q '^ii' || missing+=("$p")

@@ -46,7 +46,10 @@ type cluster struct {
 	server  *apiserver.Server
 	admin   kubernetes.Interface
 	members *members
+	key     *ecdsa.PrivateKey
+	ca      struct{ cert, key string } // files
 	logger  *slog.Logger
+	usage   *usage
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -58,15 +61,18 @@ func newCluster(t *testing.T) *cluster {
 		out = os.Stderr
 	}
 	logger := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	server, err := apiserver.New(apiserver.Config{Store: raftstore.NewMemory(), Logger: logger, TokenKey: key})
+	usage := &usage{}
+	server, err := apiserver.New(apiserver.Config{Store: raftstore.NewMemory(), Logger: logger, TokenKey: key, Kubelet: usage.agent})
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
 	t.Cleanup(func() { cancel(); must(t, <-done) })
-	c := &cluster{t: t, server: server, members: newMembers(), logger: logger}
+	c := &cluster{t: t, server: server, members: newMembers(), key: key, logger: logger, usage: usage}
+	c.ca.cert, c.ca.key = writeCA(t)
 	c.admin, err = kubernetes.NewForConfig(server.ClientConfig("admin", "system:masters"))
 	must(t, err)
+	usage.admin = c.admin
 	c.eventually("api ready", func() bool { return server.Ready() == nil })
 	must(t, server.Bootstrap(ctx))
 	for i, name := range []string{"a", "b", "c"} {
@@ -101,6 +107,7 @@ func (c *cluster) agents(ctx context.Context) {
 				case pod.Status.PodIP == "":
 					n++
 					pod.Status.Phase, pod.Status.PodIP = corev1.PodRunning, fmt.Sprintf("10.42.0.%d", n%250+1)
+					pod.Status.StartTime = ptr.To(metav1.NewTime(time.Now().Add(-time.Hour))) // past all grace of autoscalers
 					pod.Status.PodIPs = []corev1.PodIP{{IP: pod.Status.PodIP}}
 					pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue})
 					_, _ = c.admin.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, &pod, metav1.UpdateOptions{})
@@ -118,11 +125,15 @@ func (c *cluster) agents(ctx context.Context) {
 func (c *cluster) term() (stop func()) {
 	c.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
+	authority, err := os.ReadFile(c.ca.cert)
+	if err != nil {
+		c.t.Fatal(err)
+	}
 	var running sync.WaitGroup
 	running.Go(func() {
 		err := controller.Run(ctx, controller.Config{
 			ClientConfig: c.server.ClientConfig, Informers: c.server.Informers(), StartInformers: c.server.StartInformers,
-			Members: c.members, RootCA: []byte("-----BEGIN CERTIFICATE-----\n"), Logger: c.logger,
+			Members: c.members, RootCA: authority, TokenKey: c.key, CAFile: c.ca.cert, CAKeyFile: c.ca.key, Logger: c.logger,
 		})
 		if err != nil {
 			c.t.Errorf("controllers: %v", err)
@@ -135,6 +146,11 @@ func (c *cluster) term() (stop func()) {
 		}
 		if err := term.Close(); err != nil {
 			c.t.Errorf("term: %v", err)
+		}
+	})
+	running.Go(func() {
+		if err := c.server.RunDefinitions(ctx); err != nil {
+			c.t.Errorf("definitions: %v", err)
 		}
 	})
 	return sync.OnceFunc(func() { cancel(); running.Wait() })

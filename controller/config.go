@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"crypto/ecdsa"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -53,9 +54,16 @@ type Config struct {
 	Members Members
 	// RootCA is the PEM bundle that pods verify the API with (ConfigMap kube-root-ca.crt). Required.
 	RootCA []byte
+	// CAFile and CAKeyFile are the cluster's CA, PEM, with which approved requests for
+	// certificates are signed. They are read when the first request is there. Required.
+	CAFile, CAKeyFile string
+	// TokenKey signs the tokens of Secrets for service accounts, as the API's own. Required.
+	TokenKey *ecdsa.PrivateKey
 	// Settle is how long after the start of a term a peer of which nothing is known
 	// is not yet taken for dead. Zero means 10 s: gossip has met everybody by then.
 	Settle time.Duration
+	// Autoscale is how often each HorizontalPodAutoscaler is looked at. Zero means 15 s, as upstream.
+	Autoscale time.Duration
 	// Logger is required.
 	Logger *slog.Logger
 }
@@ -63,6 +71,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Settle == 0 {
 		c.Settle = 10 * time.Second
+	}
+	if c.Autoscale == 0 {
+		c.Autoscale = 15 * time.Second
 	}
 	return c
 }
@@ -72,6 +83,10 @@ func (c Config) Validate() error {
 	switch {
 	case c.ClientConfig == nil, c.Informers == nil, c.StartInformers == nil, c.Members == nil, c.Logger == nil:
 		return errors.New("controller: ClientConfig, Informers, StartInformers, Members and Logger are required")
+	case c.CAFile == "", c.CAKeyFile == "":
+		return errors.New("controller: CAFile and CAKeyFile are required to sign certificates")
+	case c.TokenKey == nil:
+		return errors.New("controller: TokenKey is required to sign service account tokens")
 	case len(c.RootCA) == 0:
 		return errors.New("controller: RootCA is empty, pods could not verify the API")
 	}

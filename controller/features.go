@@ -13,6 +13,7 @@ import "k8s.io/kubernetes/pkg/features"
 func Features() map[string]bool {
 	return map[string]bool{
 		string(features.StaleControllerConsistencyDaemonSet):   false,
+		string(features.StaleControllerConsistencyHPA):         false,
 		string(features.StaleControllerConsistencyJob):         false,
 		string(features.StaleControllerConsistencyReplicaSet):  false,
 		string(features.StaleControllerConsistencyStatefulSet): false,

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// discoverEvery is how often the garbage collector looks for new kinds. Ours are
-	// fixed, so this only repairs a first look that failed.
+	// discoverEvery is how often the garbage collector and the quotas look for new kinds,
+	// which users define at any time; upstream's.
 	discoverEvery = 30 * time.Second
 	graphTimeout  = 30 * time.Second // upstream's; after it the collector begins with what it has
 )

@@ -13,9 +13,10 @@ import (
 // ours are the controllers that are Rookery's own.
 func ours() []controller {
 	return []controller{
-		{"node-health", "node-controller", runHealth},
-		{"pod-garbage", "pod-garbage-collector", runPodGarbage},
-		{"api-endpoints", "endpointslice-controller", runAPIEndpoints},
+		{name: "node-health", user: "node-controller", run: runHealth},
+		{name: "pod-garbage", user: "pod-garbage-collector", run: runPodGarbage},
+		{name: "storage-migration", user: "storage-version-migrator-controller", run: runMigration, rare: migrationsOf},
+		{name: "api-endpoints", user: "endpointslice-controller", run: runAPIEndpoints},
 	}
 }
 

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 )
 
@@ -28,6 +30,11 @@ type controller struct {
 	name string // for people
 	user string // whose rights it has: a service account in kube-system
 	run  func(ctx context.Context, e *env) error
+	// rare names a kind of which most clusters have none: run is called when the
+	// first is there, so that they pay for no more than a watch. nil: at once.
+	rare func(f informers.SharedInformerFactory) cache.SharedIndexInformer
+	// counts says which objects of the rare kind count. nil: all.
+	counts func(obj any) bool
 }
 
 // env is what one life of one controller gets.
@@ -86,9 +93,36 @@ func supervise(ctx context.Context, cfg Config, c controller, began time.Time) {
 	}
 }
 
+// first waits until there is an object of the kind that counts, or ctx ends.
+func (c controller) first(ctx context.Context, cfg Config) error {
+	term := NewTerm(cfg.Informers, cfg.StartInformers)
+	there := make(chan struct{})
+	seen := sync.OnceFunc(func() { close(there) })
+	_, err := c.rare(term).AddEventHandler(cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool { return c.counts == nil || c.counts(obj) },
+		Handler:    cache.ResourceEventHandlerFuncs{AddFunc: func(any) { seen() }},
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("watch: %w", err), term.Close())
+	}
+	term.Start(ctx.Done())
+	select {
+	case <-there:
+		return term.Close()
+	case <-ctx.Done():
+		return errors.Join(ctx.Err(), term.Close())
+	}
+}
+
 // live is one life of a controller. What it added to the informers goes with it.
 func live(ctx context.Context, cfg Config, c controller, logger *slog.Logger, began time.Time) (err error) {
 	ctx, cancel := context.WithCancel(klog.NewContext(ctx, logr.FromSlogHandler(logger.Handler())))
+	if c.rare != nil {
+		if err := c.first(ctx, cfg); err != nil {
+			cancel()
+			return err
+		}
+	}
 	term := NewTerm(cfg.Informers, cfg.StartInformers)
 	defer func() {
 		if p := recover(); p != nil {

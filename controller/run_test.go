@@ -26,6 +26,24 @@ func testFactory(t *testing.T) (informers.SharedInformerFactory, func(), *fake.C
 	return f, func() { f.Start(ctx.Done()) }, client
 }
 
+// rival is an informer to which another controller adds the same index a moment earlier.
+type rival struct{ cache.SharedIndexInformer }
+
+func (r rival) AddIndexers(indexers cache.Indexers) error {
+	return errors.Join(r.SharedIndexInformer.AddIndexers(indexers), r.SharedIndexInformer.AddIndexers(indexers))
+}
+
+func TestTermsAddTheSameIndexAtOnce(t *testing.T) {
+	f, start, _ := testFactory(t)
+	pods := &termInformer{rival{f.Core().V1().Pods().Informer()}, NewTerm(f, start)}
+	if err := indexPodsByNode(pods); err != nil {
+		t.Error(err)
+	}
+	if _, err := podsOn(pods.GetIndexer(), "h1"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTermTakesItsHandlersWithIt(t *testing.T) {
 	f, start, client := testFactory(t)
 	var first, second atomic.Int32
@@ -96,7 +114,7 @@ func TestAFailedControllerIsStartedAgain(t *testing.T) {
 	go func() {
 		defer close(done)
 		_ = runAll(ctx, cfg, []controller{
-			{"broken", "x-controller", func(ctx context.Context, e *env) error {
+			{name: "broken", user: "x-controller", run: func(ctx context.Context, e *env) error {
 				switch lives.Add(1) {
 				case 1:
 					panic("boom")
@@ -106,7 +124,7 @@ func TestAFailedControllerIsStartedAgain(t *testing.T) {
 				<-ctx.Done()
 				return nil
 			}},
-			{"steady", "x-controller", func(ctx context.Context, e *env) error { steady.Add(1); <-ctx.Done(); return nil }},
+			{name: "steady", user: "x-controller", run: func(ctx context.Context, e *env) error { steady.Add(1); <-ctx.Done(); return nil }},
 		})
 	}()
 	poll(t, func() bool { return lives.Load() == 3 })

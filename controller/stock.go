@@ -18,6 +18,7 @@ import (
 	"k8s.io/kubernetes/pkg/controller/job"
 	"k8s.io/kubernetes/pkg/controller/namespace"
 	"k8s.io/kubernetes/pkg/controller/replicaset"
+	"k8s.io/kubernetes/pkg/controller/replication"
 	"k8s.io/kubernetes/pkg/controller/serviceaccount"
 	"k8s.io/kubernetes/pkg/controller/statefulset"
 	"k8s.io/kubernetes/pkg/controller/tainteviction"
@@ -42,20 +43,31 @@ const (
 // links the kubelet (see podgc.go), and what our API does not serve.
 func stock() []controller {
 	return []controller{
-		{"deployment", "deployment-controller", runDeployment},
-		{"replicaset", "replicaset-controller", runReplicaSet},
-		{"daemonset", "daemon-set-controller", runDaemonSet},
-		{"statefulset", "statefulset-controller", runStatefulSet},
-		{"job", "job-controller", runJob},
-		{"cronjob", "cronjob-controller", runCronJob},
-		{"ttl-after-finished", "ttl-after-finished-controller", runTTLAfterFinished},
-		{"endpointslice", "endpointslice-controller", runEndpointSlice},
-		{"namespace", "namespace-controller", runNamespace},
-		{"garbage-collector", "generic-garbage-collector", runGarbageCollector},
-		{"serviceaccount", "service-account-controller", runServiceAccount},
-		{"root-ca", "root-ca-cert-publisher", runRootCA},
-		{"clusterrole-aggregation", "clusterrole-aggregation-controller", runRoleAggregation},
-		{"taint-eviction", "node-controller", runTaintEviction},
+		{name: "deployment", user: "deployment-controller", run: runDeployment},
+		{name: "replicaset", user: "replicaset-controller", run: runReplicaSet},
+		{name: "daemonset", user: "daemon-set-controller", run: runDaemonSet, rare: daemonSetsOf},
+		{name: "statefulset", user: "statefulset-controller", run: runStatefulSet, rare: statefulSetsOf},
+		{name: "job", user: "job-controller", run: runJob},
+		{name: "cronjob", user: "cronjob-controller", run: runCronJob, rare: cronJobsOf},
+		{name: "ttl-after-finished", user: "ttl-after-finished-controller", run: runTTLAfterFinished, rare: jobsOf},
+		{name: "endpointslice", user: "endpointslice-controller", run: runEndpointSlice},
+		{name: "namespace", user: "namespace-controller", run: runNamespace},
+		{name: "garbage-collector", user: "generic-garbage-collector", run: runGarbageCollector},
+		{name: "serviceaccount", user: "service-account-controller", run: runServiceAccount},
+		{name: "root-ca", user: "root-ca-cert-publisher", run: runRootCA},
+		{name: "clusterrole-aggregation", user: "clusterrole-aggregation-controller", run: runRoleAggregation},
+		{name: "taint-eviction", user: "node-controller", run: runTaintEviction},
+		{name: "endpoints", user: "endpoint-controller", run: runEndpoints},
+		{name: "endpointslice-mirroring", user: "endpointslicemirroring-controller", run: runMirroring, rare: endpointsOf, counts: isWrittenByHand},
+		{name: "replicationcontroller", user: "replication-controller", run: runReplicationController, rare: replicationControllersOf},
+		{name: "disruption", user: "disruption-controller", run: runDisruption, rare: budgetsOf},
+		{name: "resourcequota", user: "resourcequota-controller", run: runResourceQuota, rare: quotasOf},
+		{name: "policy-status", user: "validatingadmissionpolicy-status-controller", run: runPolicyStatus, rare: policiesOf},
+		{name: "horizontalpodautoscaler", user: "horizontal-pod-autoscaler", run: runAutoscaler, rare: autoscalersOf},
+		{name: "certificate", user: "certificate-controller", run: runCertificates, rare: certificateRequestsOf},
+		{name: "pod-certificate-cleaner", user: "podcertificaterequestcleaner", run: runPodRequestCleaner, rare: podRequestsOf},
+		{name: "trust-bundle", user: "kube-apiserver-serving-clustertrustbundle-publisher", run: runTrustBundle},
+		{name: "serviceaccount-token", user: "tokens-controller", run: runAccountTokens},
 	}
 }
 
@@ -182,5 +194,12 @@ func runTaintEviction(ctx context.Context, e *env) error {
 	}
 	e.Start(ctx.Done())
 	c.Run(ctx)
+	return nil
+}
+
+func runReplicationController(ctx context.Context, e *env) error {
+	c := replication.NewReplicationManager(ctx, e.Core().V1().Pods(), e.Core().V1().ReplicationControllers(), e.client, replicaset.BurstReplicas)
+	e.Start(ctx.Done())
+	c.Run(ctx, workers)
 	return nil
 }

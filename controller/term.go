@@ -195,6 +195,22 @@ func (i *termInformer) RemoveEventHandler(handle cache.ResourceEventHandlerRegis
 // AddIndexers adds those that are not there yet. Indexes stay when the term ends: they
 // are functions of the object alone, and the next term wants the same ones.
 func (i *termInformer) AddIndexers(indexers cache.Indexers) error {
+	missing := i.without(indexers)
+	for len(missing) > 0 {
+		err := i.SharedIndexInformer.AddIndexers(missing)
+		if err == nil {
+			return nil
+		}
+		before := len(missing)
+		if missing = i.without(missing); len(missing) == before {
+			return err
+		} // another controller of this process has added some in between
+	}
+	return nil
+}
+
+// without returns those that the informer does not have.
+func (i *termInformer) without(indexers cache.Indexers) cache.Indexers {
 	have := i.GetIndexer().GetIndexers()
 	missing := cache.Indexers{}
 	for name, f := range indexers {
@@ -202,7 +218,7 @@ func (i *termInformer) AddIndexers(indexers cache.Indexers) error {
 			missing[name] = f
 		}
 	}
-	return i.SharedIndexInformer.AddIndexers(missing)
+	return missing
 }
 
 // Run does nothing but wait: the process runs the informer.

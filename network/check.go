@@ -84,7 +84,7 @@ func checkNFT(ctx context.Context) Feature {
 		// The rules of a peer without pods use nearly everything there is to use.
 		rules := podRules(Config{
 			PodCIDR: netip.MustParsePrefix("10.42.0.0/24"), ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
-		}, nil)
+		}, nil, nil)
 		err = nft.New(kernel, slog.New(slog.DiscardHandler)).Set(ctx, podsSection, rules)
 	}
 	if err != nil {

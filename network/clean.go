@@ -48,8 +48,10 @@ func (n *Network) Clean(ctx context.Context) error {
 	} else {
 		errs = append(errs, nft.New(kernel, n.log).Delete(ctx))
 	}
-	if err := os.Remove(n.ipamPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("remove pod addresses: %w", err))
+	for _, path := range []string{n.ipamPath(), n.hostPortsPath()} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove pod addresses: %w", err))
+		}
 	}
 	return errors.Join(errs...)
 }

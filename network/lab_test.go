@@ -222,7 +222,7 @@ type pod struct {
 	addr string
 }
 
-func (m *machine) pod(uid string) *pod {
+func (m *machine) pod(uid string, ports ...corev1.ContainerPort) *pod {
 	t := m.lab.t
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -246,7 +246,7 @@ func (m *machine) pod(uid string) *pod {
 		t.Fatalf("start pod %s: %v", uid, err)
 	}
 	p := &pod{m: m, uid: uid, pid: cmd.Process.Pid}
-	p.addr = m.ask(request{Verb: "attach", UID: uid, PID: p.pid})
+	p.addr = m.ask(request{Verb: "attach", UID: uid, PID: p.pid, Ports: ports})
 	return p
 }
 

@@ -29,6 +29,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
+	"github.com/rundigitalplatform/rookery/network/hostports"
 	"github.com/rundigitalplatform/rookery/network/ipam"
 	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/overlay"
@@ -51,8 +52,11 @@ type Config struct {
 	Key         Key          // WireGuard private key; not looked at by the other backends
 	Port        int          // UDP port of WireGuard, the same on every peer; default 51820
 	MTU         int          // of the network between the machines; default: that of the device with Address
-	Dir         string       // where ipam.json is kept
-	Log         *slog.Logger
+	Dir         string       // where ipam.json and hostports.json are kept
+	// Reserved are ports of this machine that no pod may take as its host port, whether
+	// TCP or UDP, by what they are for; nil: none.
+	Reserved map[string]uint16
+	Log      *slog.Logger
 }
 
 func (c Config) withDefaults() Config {
@@ -97,6 +101,7 @@ type Network struct {
 	ready chan struct{} // closed when what follows is set
 
 	pool    *ipam.Pool
+	ports   *hostports.Book
 	table   *nft.Table
 	overlay *overlay.Overlay
 	mtu     int // of pods
@@ -104,7 +109,9 @@ type Network struct {
 
 	podsMu      sync.Mutex // one writer of the pods section
 	podsApplied uint64     // generation that is in the kernel, under podsMu
-	podsWanted  atomic.Uint64
+	// portsApplied are the host ports that are in the kernel, under podsMu; nil: not known yet.
+	portsApplied map[string][]hostports.Port
+	podsWanted   atomic.Uint64
 
 	attaching keyedMutex
 }
@@ -217,3 +224,5 @@ func newNFT() (knftables.Interface, error) {
 }
 
 func (n *Network) ipamPath() string { return filepath.Join(n.cfg.Dir, "ipam.json") }
+
+func (n *Network) hostPortsPath() string { return filepath.Join(n.cfg.Dir, "hostports.json") }

@@ -7,6 +7,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
+	"github.com/rundigitalplatform/rookery/network/hostports"
 	"github.com/rundigitalplatform/rookery/network/nft"
 )
 
@@ -26,15 +27,21 @@ func (n *Network) syncPods(ctx context.Context) error {
 		return nil
 	}
 	generation := n.podsWanted.Load()
-	if err := n.table.Set(ctx, podsSection, podRules(n.cfg, n.pool.All())); err != nil {
+	addrs, ports := n.pool.All(), n.ports.All()
+	if err := n.table.Set(ctx, podsSection, podRules(n.cfg, addrs, ports)); err != nil {
 		return err
 	}
+	// Only now: a flow that is forgotten earlier would be made again by the old rules.
+	if err := hostports.Forget(n.portsApplied, ports, addrs); err != nil {
+		n.log.Warn("stale connections could not be ended", "error", err)
+	}
+	n.portsApplied = ports
 	n.podsApplied = generation
 	return nil
 }
 
 // podRules are the rules that do not depend on Services.
-func podRules(cfg Config, pods map[string]netip.Addr) nft.State {
+func podRules(cfg Config, pods map[string]netip.Addr, ports map[string][]hostports.Port) nft.State {
 	s := nft.NewState()
 	sources, hairpins := map[string]string{}, map[string]string{}
 	for uid, addr := range pods {
@@ -45,8 +52,12 @@ func podRules(cfg Config, pods map[string]netip.Addr) nft.State {
 	s.Sets["hairpins"] = nft.Set{Type: "ipv4_addr . ipv4_addr", Elements: hairpins}
 	// Before connection tracking, so that a forged packet costs nothing.
 	s.Chains["pod-sources"] = nft.Chain{
-		Hook:  &nft.Hook{Type: knftables.FilterType, Hook: knftables.PreroutingHook, Priority: "-310"},
-		Rules: []string{fmt.Sprintf(`iifname "%s*" iifname . ip saddr != @pod-addresses drop`, devicePrefix)},
+		Hook: &nft.Hook{Type: knftables.FilterType, Hook: knftables.PreroutingHook, Priority: "-310"},
+		Rules: []string{
+			fmt.Sprintf(`iifname "%s*" iifname . ip saddr != @pod-addresses drop`, devicePrefix),
+			// What the machine serves on its loopback is not for pods, whatever route_localnet allows.
+			fmt.Sprintf(`iifname "%s*" ip daddr 127.0.0.0/8 drop`, devicePrefix),
+		},
 	}
 	own := cfg.PodCIDR.Masked().Addr().Next()
 	inside := fmt.Sprintf("{ %s, %s }", cfg.ClusterCIDR.Masked(), cfg.ServiceCIDR.Masked())
@@ -55,6 +66,8 @@ func podRules(cfg Config, pods map[string]netip.Addr) nft.State {
 		Rules: []string{
 			// Over loopback nothing leaves, and the loopback address is no good as a source.
 			`oifname "lo" return`,
+			// A host port that was asked for under the loopback address.
+			fmt.Sprintf("ct status dnat ip saddr 127.0.0.0/8 snat to %s fully-random", own),
 			// A pod that was sent to itself must not see its own address as the client's.
 			fmt.Sprintf("ct status dnat ip saddr . ip daddr @hairpins snat to %s fully-random", own),
 			// From outside to another peer's pod (a NodePort): the answer must come back through here.
@@ -66,5 +79,6 @@ func podRules(cfg Config, pods map[string]netip.Addr) nft.State {
 			fmt.Sprintf("ip saddr %s ip daddr != %s masquerade fully-random", cfg.PodCIDR.Masked(), inside),
 		},
 	}
+	hostports.Rules(s, ports, pods, cfg.ServiceCIDR)
 	return s
 }

@@ -9,15 +9,18 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
 
+	"github.com/rundigitalplatform/rookery/network/hostports"
 	"github.com/rundigitalplatform/rookery/network/overlay"
 )
 
 // Attach gives the pod whose sandbox process is pid its interface, and returns the
-// pod's addresses. It is idempotent: a pod that is attached keeps what it has, and
-// one whose sandbox is new gets the same address again. Calls for different pods
-// run in parallel. It waits for Ready.
-func (n *Network) Attach(ctx context.Context, uid string, pid int) ([]netip.Addr, error) {
+// pod's addresses. Those of ports that have a HostPort are published on this machine;
+// one that is taken is an error. It is idempotent: a pod that is attached keeps what it
+// has, and one whose sandbox is new gets the same address again. Calls for different
+// pods run in parallel. It waits for Ready.
+func (n *Network) Attach(ctx context.Context, uid string, pid int, ports []corev1.ContainerPort) ([]netip.Addr, error) {
 	if err := n.wait(ctx); err != nil {
 		return nil, err
 	}
@@ -26,11 +29,15 @@ func (n *Network) Attach(ctx context.Context, uid string, pid int) ([]netip.Addr
 	if err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}
+	published := hostports.Of(ports)
+	if _, err := n.ports.Publish(uid, published); err != nil {
+		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
+	}
 	// The rules first: a pod never runs with an address that is not checked.
 	if err := n.syncPods(ctx); err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}
-	if err := plug(fmt.Sprintf("/proc/%d/ns/net", pid), deviceName(uid), addr, n.Own(), n.mtu); err != nil {
+	if err := plug(fmt.Sprintf("/proc/%d/ns/net", pid), deviceName(uid), addr, n.Own(), n.mtu, len(published) > 0); err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}
 	return []netip.Addr{addr}, nil
@@ -51,6 +58,9 @@ func (n *Network) detach(ctx context.Context, uids ...string) error {
 		if err := overlay.DeleteLink(deviceName(uid)); err != nil {
 			return fmt.Errorf("detach pod %s: %w", uid, err)
 		}
+	}
+	if _, err := n.ports.Release(uids...); err != nil {
+		return fmt.Errorf("detach %d pods: %w", len(uids), err)
 	}
 	if err := n.pool.Release(uids...); err != nil {
 		return fmt.Errorf("detach %d pods: %w", len(uids), err)

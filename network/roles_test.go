@@ -58,6 +58,7 @@ type request struct {
 	UID      string
 	UIDs     []string
 	PID      int
+	Ports    []corev1.ContainerPort
 	Peers    []network.Peer
 	Dead     []string
 	Services []*corev1.Service
@@ -110,7 +111,7 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 	case "start":
 		return "", h.start(ctx, r)
 	case "attach":
-		addrs, err := h.net.Attach(ctx, r.UID, r.PID)
+		addrs, err := h.net.Attach(ctx, r.UID, r.PID, r.Ports)
 		if err != nil {
 			return "", err
 		}
@@ -285,7 +286,15 @@ func dialRole() error {
 	}
 	d := net.Dialer{Timeout: 3 * time.Second} // longer than the first retransmission of a SYN
 	if from := os.Getenv("NETT_FROM"); from != "" {
-		if d.LocalAddr, err = net.ResolveTCPAddr("tcp4", from+":0"); err != nil {
+		if !strings.Contains(from, ":") {
+			from += ":0"
+		}
+		if os.Getenv("NETT_NETWORK") == "udp4" {
+			d.LocalAddr, err = net.ResolveUDPAddr("udp4", from)
+		} else {
+			d.LocalAddr, err = net.ResolveTCPAddr("tcp4", from)
+		}
+		if err != nil {
 			return err
 		}
 	}

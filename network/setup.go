@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/rundigitalplatform/rookery/network/hostports"
 	"github.com/rundigitalplatform/rookery/network/ipam"
 	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/overlay"
@@ -31,6 +32,9 @@ const lastResort = 4096
 func (n *Network) setup(ctx context.Context) error {
 	var err error
 	if n.pool, err = ipam.Open(n.ipamPath(), n.cfg.PodCIDR); err != nil {
+		return err
+	}
+	if n.ports, err = hostports.Open(n.hostPortsPath(), n.reserved()); err != nil {
 		return err
 	}
 	under := n.cfg.MTU
@@ -76,6 +80,16 @@ func (n *Network) setup(ctx context.Context) error {
 		Own: n.Own(), Address: n.cfg.Address, Key: n.cfg.Key, Port: n.cfg.Port, MTU: n.mtu, Log: n.log,
 	})
 	return err
+}
+
+func (n *Network) reserved() map[string][]hostports.Port {
+	out := map[string][]hostports.Port{}
+	for what, port := range n.cfg.Reserved {
+		for _, proto := range []string{"tcp", "udp"} {
+			out[what] = append(out[what], hostports.Port{Proto: proto, Host: port})
+		}
+	}
+	return out
 }
 
 // anchor makes the bridge with exactly the peer's own and the DNS address.

@@ -41,8 +41,9 @@ func podMAC(a netip.Addr) net.HardwareAddr {
 }
 
 // plug makes the veth between this namespace and the pod's at path, or completes
-// one that is there. own is what the machine itself talks to the pod as.
-func plug(path, device string, addr, own netip.Addr, mtu int) error {
+// one that is there. own is what the machine itself talks to the pod as. loopback
+// lets the machine reach the pod under 127.0.0.1, where a host port leads to it.
+func plug(path, device string, addr, own netip.Addr, mtu int, loopback bool) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return fmt.Errorf("open the pod's network namespace: %w", err)
@@ -61,7 +62,10 @@ func plug(path, device string, addr, own netip.Addr, mtu int) error {
 	if err := podSide(pod, addr); err != nil {
 		return fmt.Errorf("configure %s in the pod: %w", podDevice, err)
 	}
-	return hostSide(here, addr, own)
+	if err := hostSide(here, addr, own); err != nil || !loopback {
+		return err
+	}
+	return sysctl("net/ipv4/conf/"+device+"/route_localnet", "1")
 }
 
 func ensureVeth(pod *netlink.Handle, ns netns.NsHandle, device string, addr netip.Addr, mtu int) (netlink.Link, error) {

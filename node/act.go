@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -26,12 +27,14 @@ func (w *worker) act(action plan.Action) {
 			w.stop(ctx, action)
 			return false // the engine knows how it ended
 		})
+	case plan.Resize:
+		w.launch(action.Container, t, func(ctx context.Context) bool { w.resize(ctx, action); return true })
 	case plan.SetupVolumes:
 		w.launchWhole(t, "FailedMount", "MountVolume.SetUp failed for %v", w.setupVolumes)
 	case plan.RunSandbox:
 		w.launchWhole(t, "FailedCreatePodSandBox", "Failed to create pod sandbox: %v", w.runSandbox)
 	case plan.RemoveSandbox:
-		w.launchWhole(t, "FailedKillPod", "error killing pod: %v", w.removeSandbox)
+		w.launchWhole(t, "FailedKillPod", "error killing pod: %v", func(ctx context.Context) error { return w.removeSandbox(ctx, action.Container) })
 	case plan.Attach:
 		w.launchWhole(t, "FailedCreatePodSandBox", "Failed to set up the pod's network: %v", w.attach)
 	case plan.Teardown:
@@ -81,6 +84,7 @@ func (w *worker) setupVolumes(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	pod := w.spec()
+	w.a.follow(pod) // first, so that no change is missed
 	next, err := w.a.volumes.Setup(ctx, pod, w.info(), w.a.objects.forPod(ctx, pod.UID))
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -97,36 +101,29 @@ func (w *worker) setupVolumes(ctx context.Context) error {
 	return err
 }
 
-// refreshVolumes is a task that changes nothing about the sandbox.
-const refreshVolumes plan.Kind = "refresh volumes"
-
-// refresh brings the contents of volumes up to date; one that fails keeps what it had.
-func (w *worker) refresh() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.closed || !w.volumes || w.busy[""] != nil || !w.halt.Since.IsZero() || !hasProjections(w.pod) {
-		return
-	}
-	w.launchWhole(task{Task: plan.Task{Kind: refreshVolumes}}, "FailedMount", "MountVolume.SetUp failed for %v", w.setupVolumes)
-}
-
-func hasProjections(pod *v1.Pod) bool {
-	for _, v := range pod.Spec.Volumes {
-		if v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.DownwardAPI != nil {
-			return true
-		}
-	}
-	return false
-}
-
 func (w *worker) runSandbox(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	w.mu.Lock()
 	w.attempt++
-	s, pod := spec.Sandbox(w.pod, w.attempt), w.pod
+	pod := w.pod
+	s, err := spec.Sandbox(pod, w.attempt, w.a.cfg.ClusterDomain)
 	w.mu.Unlock()
+	if err == nil && spec.OwnUsers(pod) {
+		s.IDs, err = w.a.volumes.IDs(pod.UID)
+	}
+	if err != nil {
+		return err
+	}
+	handler, err := w.a.handler(pod)
+	if err != nil {
+		return err
+	}
+	s.Handler = handler
 	sandbox, err := w.a.cfg.Runtime.RunSandbox(ctx, s)
+	if errors.Is(err, runtime.ErrNoHandler) {
+		return fmt.Errorf("failed to get sandbox runtime: no runtime for %q is configured: %w", handler, err)
+	}
 	if errors.Is(err, runtime.ErrExists) {
 		// Made before by a call whose answer was lost; it is ours by its name.
 		list, listErr := w.a.cfg.Runtime.List(ctx)
@@ -143,7 +140,7 @@ func (w *worker) runSandbox(ctx context.Context) error {
 		return err
 	}
 	w.mu.Lock()
-	w.sandbox, w.attached, w.torn = &sandbox, false, 0
+	w.sandbox, w.attached, w.torn, w.bounds = &sandbox, false, 0, &s.Resources
 	w.mu.Unlock()
 	if pod.Spec.HostNetwork || sandbox.Running {
 		return w.attach(ctx) // at once: another step would only cost time
@@ -163,7 +160,7 @@ func (w *worker) attach(ctx context.Context) error {
 	}
 	ips := w.a.cfg.hostIPs()
 	if !pod.Spec.HostNetwork {
-		addrs, err := w.a.cfg.Network.Attach(ctx, string(pod.UID), sandbox.PID)
+		addrs, err := w.a.cfg.Network.Attach(ctx, string(pod.UID), sandbox.PID, spec.Ports(pod))
 		if err != nil {
 			return err
 		}
@@ -188,8 +185,9 @@ func (w *worker) attach(ctx context.Context) error {
 	return nil
 }
 
-// removeSandbox removes a dead one, so that the next can be made.
-func (w *worker) removeSandbox(ctx context.Context) error {
+// removeSandbox removes one that is dead, so that the next can be made, or one in which
+// trigger has ended so that all containers start over.
+func (w *worker) removeSandbox(ctx context.Context, trigger string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	w.mu.Lock()
@@ -198,13 +196,18 @@ func (w *worker) removeSandbox(ctx context.Context) error {
 	if old == nil {
 		return nil
 	}
-	w.event(v1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+	if trigger == "" {
+		w.event(v1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+	}
 	if err := w.a.cfg.Runtime.RemoveSandbox(ctx, old.ID); err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	plan.SandboxReplaced(w.pod, w.memory, old, time.Now(), w.terminated)
+	if trigger != "" {
+		plan.Reset(w.pod, w.memory, trigger)
+	}
 	w.sandbox, w.attached = nil, false
 	return nil
 }
@@ -216,6 +219,7 @@ func (w *worker) teardown(ctx context.Context, remove bool) error {
 	defer cancel()
 	w.mu.Lock()
 	sandbox, pod := w.sandbox, w.pod
+	w.a.unfollow(pod.UID)
 	for name, m := range w.memory {
 		if c := plan.Newest(sandbox, name); c != nil && m.Ended == nil && !m.Fresh && c.State == runtime.Exited {
 			m.Ended = w.terminated(name, c)

@@ -19,10 +19,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/rundigitalplatform/rookery/node/devices"
+	"github.com/rundigitalplatform/rookery/node/images"
 	"github.com/rundigitalplatform/rookery/node/probe"
+	"github.com/rundigitalplatform/rookery/node/usage"
 	"github.com/rundigitalplatform/rookery/node/volumes"
 )
 
@@ -32,29 +36,35 @@ type Agent struct {
 	log      *slog.Logger
 	pods     corelisters.PodLister
 	services corelisters.ServiceLister
+	classes  nodelisters.RuntimeClassLister
 	synced   []cache.InformerSynced
 	podsInf  cache.SharedIndexInformer
 	volumes  *volumes.Manager
 	objects  *objects
+	followed *followed
 	prober   *probe.Prober
 	node     *registrar
 	writer   *writer
 	events   record.EventRecorder
 	caster   record.EventBroadcaster
-	images   imageMemory
-	pulls    chan struct{} // a token for each pull that may run at once
+	images   *images.Manager
+	usage    *usage.Sampler
+	ledger   *ledger
+	pressure *pressure
+	// reclaim removes from the disk what nobody needs, and returns how many bytes that were.
+	reclaim func(ctx context.Context) (freed int64, err error)
 
-	mu      sync.Mutex
-	ctx     context.Context // of Run; nil before
-	closed  bool
-	wg      sync.WaitGroup
-	workers map[types.UID]*worker
-	listed  bool // the engine told once what runs
-	orphans map[string]bool
+	recursiveReadOnly bool // the kernel can
+
+	mu       sync.Mutex
+	ctx      context.Context // of Run; nil before
+	closed   bool
+	wg       sync.WaitGroup
+	workers  map[types.UID]*worker
+	listed   bool // the engine told once what runs
+	stopping bool // the machine is about to stop
+	orphans  map[string]bool
 }
-
-// maxPulls at once: more would share the same uplink and the same SD card.
-const maxPulls = 3
 
 // New prepares an agent and registers with the informers. It has no other effect.
 func New(cfg Config) (*Agent, error) {
@@ -70,8 +80,6 @@ func New(cfg Config) (*Agent, error) {
 		services: core.Services().Lister(),
 		podsInf:  core.Pods().Informer(),
 		prober:   probe.NewProber(),
-		images:   imageMemory{seen: map[string]seenImage{}},
-		pulls:    make(chan struct{}, maxPulls),
 		workers:  map[types.UID]*worker{},
 		orphans:  map[string]bool{},
 		caster:   record.NewBroadcaster(),
@@ -80,9 +88,37 @@ func New(cfg Config) (*Agent, error) {
 	a.events = a.caster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: cfg.Name})
 	a.volumes = volumes.New(cfg.Dir, tokens{cfg.Client})
 	a.objects = newObjects(cfg.Client, a.volumes.PodDir)
+	a.recursiveReadOnly = volumes.RecursiveReadOnly()
+	a.followed = newFollowed(cfg.Client, a.objects.news, a.filesChanged)
+	a.objects.read = a.followed.read
+	table, err := devices.New(cfg.Resources.Devices)
+	if err != nil {
+		return nil, err
+	}
+	thresholds, err := cfg.Resources.Eviction.Thresholds()
+	if err != nil {
+		return nil, err
+	}
+	a.ledger, a.pressure = newLedger(table), newPressure(a, thresholds)
 	a.node = newRegistrar(cfg, core.Nodes(), a.log)
+	if a.images, err = a.newImages(); err != nil {
+		return nil, err
+	}
+	a.node.images = a.images.List
+	a.classes = cfg.Informers.Node().V1().RuntimeClasses().Lister()
+	a.synced = append(a.synced, cfg.Informers.Node().V1().RuntimeClasses().Informer().HasSynced)
+	a.node.devices, a.node.thresholds, a.node.pressure = table, thresholds, a.pressure.Conditions
+	a.reclaim = a.Reclaim
 	a.writer = newWriter(cfg.Client, a.pods, a.log)
+	a.usage = usage.NewSampler(a.sample, a.files)
 	return a, nil
+}
+
+// Engine is nil while the container engine answers, else why it does not.
+func (a *Agent) Engine() error {
+	a.node.mu.Lock()
+	defer a.node.mu.Unlock()
+	return a.node.engine
 }
 
 // Run runs pods until ctx ends. Containers live on after that; the next Run adopts
@@ -126,6 +162,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), handle.HasSynced) {
 		return nil
 	}
+	a.spawn(func() { a.pressure.run(ctx) })
+	a.spawn(func() { a.holdToLimits(ctx) })
+	a.spawn(func() { a.images.Run(ctx) }) // not before the pods are known, whose images it must keep
 	a.watchRuntime(ctx)
 	return nil
 }
@@ -207,7 +246,27 @@ func (a *Agent) drop(w *worker) {
 	}
 	a.mu.Unlock()
 	a.writer.forget(w.uid)
+	a.ledger.release(w.uid)
+	a.unfollow(w.uid)
 	w.close()
+}
+
+// follow has the pod's files follow the objects that they are made from.
+func (a *Agent) follow(pod *v1.Pod) {
+	a.mu.Lock()
+	ctx := a.ctx
+	a.mu.Unlock()
+	a.followed.pod(ctx, pod.UID, projected(pod), a.spawn)
+}
+
+func (a *Agent) unfollow(uid types.UID) { a.followed.pod(nil, uid, nil, nil) }
+
+func (a *Agent) filesChanged(pods []types.UID) {
+	for _, uid := range pods {
+		if w := a.worker(uid); w != nil {
+			w.refresh()
+		}
+	}
 }
 
 // serviceList is what pods see of Services in their environment.

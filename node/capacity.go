@@ -12,13 +12,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-)
 
-// What is kept for the system and Rookery itself: little, for boards of 1 GB.
-const (
-	reservedMilliCPU  = 100
-	reservedMemory    = 200 << 20
-	reservedDiskShare = 10 // percent, where DiskPressure begins
+	"github.com/rundigitalplatform/rookery/node/eviction"
 )
 
 // capacity is what the machine has.
@@ -36,16 +31,48 @@ func capacity(cfg Config) v1.ResourceList {
 
 func (r *registrar) memory() int64 { return r.total.Memory().Value() }
 
-// allocatable is what pods may ask for.
-func (r *registrar) allocatable() v1.ResourceList {
+// capacity is what the machine has now, devices included.
+func (r *registrar) capacity() v1.ResourceList {
 	out := r.total.DeepCopy()
-	cpu := max(out.Cpu().MilliValue()-reservedMilliCPU, 0)
-	out[v1.ResourceCPU] = *resource.NewMilliQuantity(cpu, resource.DecimalSI)
-	out[v1.ResourceMemory] = quantity(max(out.Memory().Value()-reservedMemory, 0), resource.BinarySI)
-	if disk, ok := out[v1.ResourceEphemeralStorage]; ok {
-		out[v1.ResourceEphemeralStorage] = quantity(disk.Value()/100*(100-reservedDiskShare), resource.BinarySI)
+	for name, n := range r.cfg.Resources.Extended {
+		out[name] = quantity(n, resource.DecimalSI)
+	}
+	for name, n := range r.devices.Present() {
+		out[name] = quantity(n, resource.DecimalSI)
 	}
 	return out
+}
+
+// allocatable is what pods may ask for: what is neither reserved nor so little that pods
+// would be evicted for it.
+func (r *registrar) allocatable() v1.ResourceList {
+	out := r.capacity()
+	for name, all := range out {
+		kept := r.cfg.Resources.Reserved[name]
+		if of := thresholdOf(name); of != "" {
+			for _, t := range r.thresholds {
+				if t.Signal == of && t.Grace == 0 {
+					kept.Add(quantity(t.Value.Of(all.Value()), resource.BinarySI))
+				}
+			}
+		}
+		if all.Sub(kept); all.Sign() < 0 {
+			all = quantity(0, all.Format)
+		}
+		out[name] = all
+	}
+	return out
+}
+
+// thresholdOf is the signal of which a hard threshold takes from what pods may ask for.
+func thresholdOf(name v1.ResourceName) eviction.Signal {
+	switch name {
+	case v1.ResourceMemory:
+		return eviction.MemoryAvailable
+	case v1.ResourceEphemeralStorage:
+		return eviction.NodeFSAvailable
+	}
+	return ""
 }
 
 // meminfo reads a line of /proc/meminfo, in bytes; 0 if it is not there.
@@ -69,13 +96,6 @@ func meminfo(name string) int64 {
 
 type disk struct{ total, free int64 }
 
-func (d disk) percentFree() int64 {
-	if d.total == 0 {
-		return 100
-	}
-	return d.free * 100 / d.total
-}
-
 // diskFree looks at the file system that dir is on, or will be.
 func diskFree(dir string) (disk, error) {
 	var st syscall.Statfs_t
@@ -97,17 +117,15 @@ func diskFree(dir string) (disk, error) {
 
 type facts struct {
 	machineID, bootID, kernel, osImage string
-	memAvailable                       int64
 }
 
 func hostFacts() facts {
 	line := func(path string) string { return strings.TrimSpace(string(hostFile(path))) }
 	f := facts{
-		machineID:    line("/etc/machine-id"),
-		bootID:       line("/proc/sys/kernel/random/boot_id"),
-		kernel:       line("/proc/sys/kernel/osrelease"),
-		osImage:      "Linux",
-		memAvailable: meminfo("MemAvailable"),
+		machineID: line("/etc/machine-id"),
+		bootID:    line("/proc/sys/kernel/random/boot_id"),
+		kernel:    line("/proc/sys/kernel/osrelease"),
+		osImage:   "Linux",
 	}
 	for l := range strings.Lines(string(hostFile("/etc/os-release", "/usr/lib/os-release"))) {
 		if v, ok := strings.CutPrefix(strings.TrimSpace(l), "PRETTY_NAME="); ok {

@@ -9,19 +9,27 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/rundigitalplatform/rookery/node/devices"
+	"github.com/rundigitalplatform/rookery/node/eviction"
+	"github.com/rundigitalplatform/rookery/node/images"
+	"github.com/rundigitalplatform/rookery/node/spec"
+	"github.com/rundigitalplatform/rookery/node/usage"
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 // Network gives a pod its addresses. Package network implements it.
 type Network interface {
 	// Attach wires the network namespace of pid, which is the pod's sandbox, and
-	// returns the pod's addresses. It is idempotent: for a pod that is attached it
-	// returns the same addresses, and repairs what is missing.
-	Attach(ctx context.Context, uid string, pid int) ([]netip.Addr, error)
-	// Detach frees the pod's addresses. Idempotent.
+	// returns the pod's addresses. Those of ports that have a HostPort are published on
+	// this machine from then on; one that is taken is an error, in the user's words. It is
+	// idempotent: for a pod that is attached it returns the same addresses, and repairs
+	// what is missing.
+	Attach(ctx context.Context, uid string, pid int, ports []v1.ContainerPort) ([]netip.Addr, error)
+	// Detach frees the pod's addresses and ports. Idempotent.
 	Detach(ctx context.Context, uid string) error
 }
 
@@ -57,10 +65,53 @@ type Config struct {
 	Port int32
 	// MaxPods, by default 110 as in kubelet.
 	MaxPods int64
+	// Images says how many are pulled at once and when their space is freed.
+	Images images.Policy
+	// Host is what this machine can do for the security of pods.
+	Host spec.Host
 	// Resync is how often everything is compared although no event came, by default 60 s.
 	Resync time.Duration
+	// Resources are what pods may use of the machine.
+	Resources Resources
 	// Logger, by default slog.Default().
 	Logger *slog.Logger
+}
+
+// Resources say what of the machine is for pods.
+type Resources struct {
+	// Reserved is not for pods: of CPU, memory and ephemeral-storage; nil: DefaultReserved.
+	Reserved v1.ResourceList
+	// Eviction says when pods have to go because the machine runs short; zero: as kubelet does.
+	Eviction eviction.Settings
+	// Devices are given to one container each, by the resource that they are asked for by.
+	// See devices.New.
+	Devices map[v1.ResourceName][]string
+	// Extended are other resources that only count, such as licences.
+	Extended map[v1.ResourceName]int64
+	// Machine is observed for eviction; nil: this one.
+	Machine Machine
+}
+
+// DefaultReserved is little, for boards of 1 GB: with kubelet's 100 MiB for eviction 200 MiB
+// are left to the system and Rookery.
+func DefaultReserved() v1.ResourceList {
+	return v1.ResourceList{v1.ResourceCPU: resource.MustParse("100m"), v1.ResourceMemory: resource.MustParse("100Mi")}
+}
+
+func (r Resources) withDefaults() Resources {
+	if r.Reserved == nil {
+		r.Reserved = DefaultReserved()
+	}
+	if r.Eviction.Transition == 0 {
+		r.Eviction.Transition = eviction.DefaultTransition
+	}
+	if r.Machine == nil {
+		r.Machine = eviction.Machine{Proc: "/proc", Memory: func() (int64, int64, error) {
+			c, err := usage.Machine("/proc")
+			return c.Memory, meminfo("MemTotal"), err
+		}}
+	}
+	return r
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -81,6 +132,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Port == 0 {
 		c.Port = 6443
+	}
+	c.Resources = c.Resources.withDefaults()
+	for name := range c.Resources.Extended {
+		if err := devices.Check(name); err != nil {
+			errs = append(errs, fmt.Errorf("node config: Extended: %w", err))
+		}
 	}
 	if c.MaxPods == 0 {
 		c.MaxPods = 110

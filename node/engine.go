@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -18,6 +19,7 @@ func everything() labels.Selector { return labels.Everything() }
 // stream it tries again, and the Node says that the engine is not there.
 func (a *Agent) watchRuntime(ctx context.Context) {
 	a.spawn(func() { a.resyncLoop(ctx) })
+	a.spawn(func() { a.pingLoop(ctx) })
 	backoff := time.Second
 	for ctx.Err() == nil {
 		err := a.cfg.Runtime.Events(ctx, func() {
@@ -32,6 +34,41 @@ func (a *Agent) watchRuntime(ctx context.Context) {
 		a.node.engineDown(err)
 		wait(ctx, backoff)
 		backoff = min(2*backoff, 10*time.Second) // Podman may be restarted at any time; do not miss it for long
+	}
+}
+
+// An engine that hangs keeps its event stream open and says nothing: only a question tells.
+const (
+	pingEvery = 10 * time.Second
+	pingTime  = 20 * time.Second // a busy board takes seconds to answer anything
+)
+
+// pingLoop notices an engine that hangs, and that it goes on.
+func (a *Agent) pingLoop(ctx context.Context) {
+	ticker := time.NewTicker(pingEvery)
+	defer ticker.Stop()
+	for hangs := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		call, cancel := context.WithTimeout(ctx, pingTime)
+		err := a.cfg.Runtime.Ping(call)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil && !hangs && !errors.Is(err, runtime.ErrUnavailable): // one that is not there is seen by its events
+			hangs = true
+			a.log.Warn("the container engine hangs", "error", err)
+			a.node.engineDown(err)
+		case err == nil && hangs:
+			hangs = false
+			a.log.Info("the container engine goes on")
+			a.node.engineUp()
+			a.resync(ctx)
+		}
 	}
 }
 
@@ -54,9 +91,6 @@ func (a *Agent) resyncLoop(ctx context.Context) {
 			return
 		case <-ticker.C:
 			a.resync(ctx)
-			for _, w := range a.allWorkers() {
-				w.refresh()
-			}
 		}
 	}
 }

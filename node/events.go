@@ -5,6 +5,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/rundigitalplatform/rookery/node/spec"
 )
 
 // startEvents sends what is recorded to the API; the broadcaster aggregates and
@@ -37,6 +39,9 @@ func fieldPath(pod *v1.Pod, container string) string {
 		if pod.Spec.InitContainers[i].Name == container {
 			return "spec.initContainers{" + container + "}"
 		}
+	}
+	if spec.Ephemeral(pod, container) != nil {
+		return "spec.ephemeralContainers{" + container + "}"
 	}
 	return "spec.containers{" + container + "}"
 }

@@ -12,14 +12,25 @@ import (
 	"github.com/rundigitalplatform/rookery/node/plan"
 	"github.com/rundigitalplatform/rookery/node/spec"
 	"github.com/rundigitalplatform/rookery/node/stream"
+	"github.com/rundigitalplatform/rookery/node/usage"
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 // Handler serves a kubelet's streaming endpoints for the pods of this peer:
-// /containerLogs, /exec, /attach and /portForward. It answers from local knowledge
+// /containerLogs, /exec, /attach and /portForward; what they use, see [usage.Handler];
+// and what else people ask a kubelet for (kubelet.go). It answers from local knowledge
 // only, on an island too. The caller decides who may use it.
 func (a *Agent) Handler() http.Handler {
-	return stream.Handler(streams{a}, a.cfg.Runtime, a.log)
+	mux := http.NewServeMux()
+	streaming, used := stream.Handler(streams{a}, a.cfg.Runtime, a.log), usage.Handler(a.usage, a.cfg.Name, a.log)
+	for _, path := range []string{"/containerLogs/", "/exec/", "/attach/", "/portForward/"} {
+		mux.Handle(path, streaming)
+	}
+	for _, path := range []string{"/usage/", "/stats/summary", "/metrics/resource"} {
+		mux.Handle(path, used)
+	}
+	a.kubelet(mux)
+	return mux
 }
 
 // streams is stream.Pods.

@@ -3,11 +3,14 @@ package node
 import (
 	"fmt"
 	goruntime "runtime"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 const arch = goruntime.GOARCH
@@ -18,8 +21,9 @@ func (r *registrar) status(node *v1.Node, now time.Time) {
 	engine, info, asked := r.engine, r.info, r.asked
 	r.mu.Unlock()
 	s := &node.Status
-	s.Capacity, s.Allocatable = r.total, r.allocatable()
+	s.Capacity, s.Allocatable = r.capacity(), r.allocatable()
 	s.Addresses = r.cfg.NodeAddresses
+	s.Images = imagesOf(r.images())
 	s.DaemonEndpoints.KubeletEndpoint.Port = r.cfg.Port
 	host := hostFacts()
 	s.NodeInfo = v1.NodeSystemInfo{
@@ -31,14 +35,18 @@ func (r *registrar) status(node *v1.Node, now time.Time) {
 	if info.Name != "" {
 		s.NodeInfo.ContainerRuntimeVersion = info.Name + "://" + info.Version
 	}
-	free := host.memAvailable
-	setNodeCondition(s, now, v1.NodeMemoryPressure, free >= 0 && free < minFreeMemory, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
-		"less than 100 MiB of memory is available", "kubelet has sufficient memory available")
-	disk, err := diskFree(r.cfg.Dir)
-	setNodeCondition(s, now, v1.NodeDiskPressure, err == nil && disk.percentFree() < minFreeDisk && disk.free < enoughDisk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
-		fmt.Sprintf("less than %d %% of the disk under %s is free: remove images or files", minFreeDisk, r.cfg.Dir), "kubelet has no disk pressure")
-	setNodeCondition(s, now, v1.NodePIDPressure, false, "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "", "kubelet has sufficient PID available")
+	// What the API or the scheduler would keep from a node that does not say that it can.
+	s.DeclaredFeatures = []string{"InPlacePodLevelResourcesVerticalScaling", "RestartAllContainersOnContainerExits"}
+	short := r.pressure()
+	setNodeCondition(s, now, v1.NodeMemoryPressure, slices.Contains(short, v1.NodeMemoryPressure), "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
+		"kubelet has insufficient memory available", "kubelet has sufficient memory available")
+	setNodeCondition(s, now, v1.NodeDiskPressure, slices.Contains(short, v1.NodeDiskPressure), "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
+		"kubelet has disk pressure", "kubelet has no disk pressure")
+	setNodeCondition(s, now, v1.NodePIDPressure, slices.Contains(short, v1.NodePIDPressure), "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
+		"kubelet has insufficient PID available", "kubelet has sufficient PID available")
 	switch {
+	case r.isStopping():
+		setNodeCondition(s, now, v1.NodeReady, false, "", "KubeletNotReady", "", "node is shutting down")
 	case engine != nil:
 		setNodeCondition(s, now, v1.NodeReady, false, "", "ContainerEngineUnavailable", "",
 			fmt.Sprintf("Podman does not answer: %v. Start it with `systemctl start podman.socket`; containers that run go on", engine))
@@ -49,13 +57,22 @@ func (r *registrar) status(node *v1.Node, now time.Time) {
 	}
 }
 
-// Pressure as kubelet's default thresholds for eviction define it.
+// As many as kubelet tells, so that the object does not grow beyond measure.
 const (
-	minFreeMemory = 100 << 20
-	minFreeDisk   = 10 // percent
-	// A large disk is not short of space for being 90 % full.
-	enoughDisk = 10 << 30
+	maxNodeImages     = 50
+	maxNamesPerImages = 5
 )
+
+// imagesOf is what the scheduler's preference for peers that have an image reads.
+func imagesOf(list []runtime.Image) []v1.ContainerImage {
+	var out []v1.ContainerImage
+	for _, image := range list[:min(maxNodeImages, len(list))] {
+		// Names first: an image that was both loaded and pulled has more digests than fit.
+		names := append(slices.Clone(image.Names), image.Digests...)
+		out = append(out, v1.ContainerImage{Names: names[:min(maxNamesPerImages, len(names))], SizeBytes: image.Size})
+	}
+	return out
+}
 
 func setNodeCondition(s *v1.NodeStatus, now time.Time, kind v1.NodeConditionType, is bool, yes, no, yesMessage, noMessage string) {
 	c := v1.NodeCondition{Type: kind, Status: v1.ConditionFalse, Reason: no, Message: noMessage}

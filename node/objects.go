@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 )
@@ -24,9 +26,12 @@ import (
 type objects struct {
 	client kubernetes.Interface
 	dir    func(uid types.UID) string
+	// read is told which version of an object a pod is given; "": that there is none.
+	read func(key objectKey, uid types.UID, version string)
 
 	mu    sync.Mutex
-	cache map[string]cached
+	cache map[objectKey]cached
+	seq   int // of news, to see one that came while the API was asked
 }
 
 type cached struct {
@@ -40,7 +45,24 @@ type cached struct {
 const objectLife = 2 * time.Second
 
 func newObjects(client kubernetes.Interface, dir func(types.UID) string) *objects {
-	return &objects{client: client, dir: dir, cache: map[string]cached{}}
+	return &objects{client: client, dir: dir, cache: map[objectKey]cached{}, read: func(objectKey, types.UID, string) {}}
+}
+
+// news takes in what a watch says of an object; nil: it is gone. Pods that ask next
+// get this, and not what the API was asked for before.
+func (o *objects) news(key objectKey, object any) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.seq++
+	switch {
+	case key.kind == trustBundleKind:
+		maps.DeleteFunc(o.cache, func(k objectKey, _ cached) bool { return k.kind == trustBundleKind })
+	case object == nil:
+		gone := apierrors.NewNotFound(schema.GroupResource{Resource: key.kind + "s"}, key.name)
+		o.cache[key] = cached{err: gone, until: time.Now().Add(objectLife)}
+	default:
+		o.cache[key] = cached{object: object, until: time.Now().Add(objectLife)}
+	}
 }
 
 // podObjects is spec.Sources for one pod.
@@ -56,26 +78,27 @@ func (o *objects) forPod(ctx context.Context, uid types.UID) podObjects {
 
 // ConfigMap implements spec.Sources.
 func (p podObjects) ConfigMap(namespace, name string) (*v1.ConfigMap, error) {
-	return get(p, "configmap", namespace, name, func() (*v1.ConfigMap, error) {
+	return get(p, configMapKind, namespace, name, func() (*v1.ConfigMap, error) {
 		return p.client.CoreV1().ConfigMaps(namespace).Get(p.ctx, name, metav1.GetOptions{})
 	})
 }
 
 // Secret implements spec.Sources.
 func (p podObjects) Secret(namespace, name string) (*v1.Secret, error) {
-	return get(p, "secret", namespace, name, func() (*v1.Secret, error) {
+	return get(p, secretKind, namespace, name, func() (*v1.Secret, error) {
 		return p.client.CoreV1().Secrets(namespace).Get(p.ctx, name, metav1.GetOptions{})
 	})
 }
 
 func get[T any](p podObjects, kind, namespace, name string, ask func() (*T, error)) (*T, error) {
-	key := kind + "/" + namespace + "/" + name
+	key := objectKey{kind, namespace, name}
 	now := time.Now()
 	p.mu.Lock()
 	have, ok := p.cache[key]
+	seq := p.seq
 	p.mu.Unlock()
 	if !ok || now.After(have.until) {
-		object, err := ask()
+		object, err := allowed(p.ctx, ask)
 		if err != nil && !apierrors.IsNotFound(err) {
 			kept, keptErr := load[T](p.keptPath(kind, name))
 			if keptErr != nil {
@@ -93,17 +116,39 @@ func get[T any](p podObjects, kind, namespace, name string, ask func() (*T, erro
 				delete(p.cache, k)
 			}
 		}
-		p.cache[key] = have
+		if p.seq == seq {
+			p.cache[key] = have
+		}
 		p.mu.Unlock()
 	}
 	if have.err != nil {
+		p.read(key, p.uid, "")
 		return nil, have.err
 	}
 	object := have.object.(*T)
+	if m, ok := have.object.(metav1.Object); ok {
+		p.read(key, p.uid, m.GetResourceVersion())
+	}
 	if err := p.keep(kind, name, object); err != nil {
 		return nil, err
 	}
 	return object, nil
+}
+
+// allowed asks once more, a moment later, what is forbidden: the API may hear of a
+// pod on this node just after the agent does, and allows nothing of it before.
+func allowed[T any](ctx context.Context, ask func() (T, error)) (T, error) {
+	for wait := 10 * time.Millisecond; ; wait *= 4 {
+		answer, err := ask()
+		if !apierrors.IsForbidden(err) || wait > time.Second {
+			return answer, err
+		}
+		select {
+		case <-ctx.Done():
+			return answer, err
+		case <-time.After(wait):
+		}
+	}
 }
 
 func (p podObjects) keptPath(kind, name string) string {

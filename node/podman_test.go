@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -39,7 +40,10 @@ events_logger = "file"
 `
 
 // startPodman runs a Podman service with storage of its own until the test ends.
-func startPodman(t *testing.T) (socket string) {
+func startPodman(t *testing.T) (socket string) { return startPodmanWith(t, "", 0) }
+
+// startPodmanWith has a registries.conf and, unless it is 0, so many bytes of storage.
+func startPodmanWith(t *testing.T, registries string, storage int) (socket string) {
 	if os.Getenv("ROOKERY_SKIP_PODMAN") == "1" {
 		t.Skip("ROOKERY_SKIP_PODMAN=1")
 	}
@@ -57,9 +61,20 @@ func startPodman(t *testing.T) (socket string) {
 	if err := os.WriteFile(dir+"/containers.conf", []byte(podmanConf), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(dir+"/registries.conf", []byte(registries), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if storage > 0 {
+		if err := os.Mkdir(dir+"/root", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", dir+"/root", "tmpfs", 0, fmt.Sprintf("size=%d", storage)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	command := func(args ...string) *exec.Cmd {
 		cmd := exec.Command("podman", append([]string{"--root", dir + "/root", "--runroot", dir + "/run", "--tmpdir", dir + "/tmp", "--network-config-dir", dir + "/net"}, args...)...)
-		cmd.Env = append(os.Environ(), "CONTAINERS_CONF="+dir+"/containers.conf")
+		cmd.Env = append(os.Environ(), "CONTAINERS_CONF="+dir+"/containers.conf", "CONTAINERS_REGISTRIES_CONF="+dir+"/registries.conf")
 		return cmd
 	}
 	socket = dir + "/podman.sock"
@@ -216,7 +231,7 @@ func TestOnPodman(t *testing.T) {
 	}
 	const running = "Running ready=True prepare:Completed(0) side:running web:running"
 	began := time.Now()
-	end := time.Now().Add(30 * time.Second)
+	end := time.Now().Add(2 * time.Minute)
 	for summary(get()) != running {
 		if time.Now().After(end) {
 			t.Fatalf("pod is %s: %+v", summary(get()), get().Status.ContainerStatuses)

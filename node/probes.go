@@ -14,7 +14,7 @@ import (
 
 // syncProbes has each running container probed, and no other. Called with mu.
 func (w *worker) syncProbes() {
-	for _, c := range podContainers(w.pod) {
+	for _, c := range spec.Containers(w.pod) {
 		actual := plan.Newest(w.sandbox, c.Name)
 		have := w.probes[c.Name]
 		running := actual != nil && actual.State == runtime.Running

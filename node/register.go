@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -10,9 +12,14 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/tools/cache"
+	nodeutil "k8s.io/component-helpers/node/util"
 
+	"github.com/rundigitalplatform/rookery/node/devices"
+	"github.com/rundigitalplatform/rookery/node/eviction"
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
@@ -25,11 +32,24 @@ type registrar struct {
 	log  *slog.Logger
 	wake chan struct{}
 
-	mu     sync.Mutex
-	engine error // why the engine is not there; nil: it is
-	info   runtime.Info
-	asked  bool // the engine answered or failed once
-	total  v1.ResourceList
+	mu       sync.Mutex
+	engine   error // why the engine is not there; nil: it is
+	info     runtime.Info
+	images   func() []runtime.Image // that are here, the largest first; set before run
+	asked    bool                   // the engine answered or failed once
+	stopping bool                   // the machine is about to stop
+	total    v1.ResourceList
+
+	devices    *devices.Table
+	thresholds []eviction.Threshold
+	pressure   func() []v1.NodeConditionType
+}
+
+// store is where the engine keeps images and containers; empty: not known, or not here.
+func (r *registrar) store() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.info.StoreDir
 }
 
 func newRegistrar(cfg Config, inf coreinformers.NodeInformer, log *slog.Logger) *registrar {
@@ -37,7 +57,7 @@ func newRegistrar(cfg Config, inf coreinformers.NodeInformer, log *slog.Logger) 
 	return &registrar{cfg: cfg, inf: inf, log: log, wake: make(chan struct{}, 1), total: capacity(cfg)}
 }
 
-// checkNode is how often pressure on disk and memory is looked at.
+// checkNode is how often facts about the machine are looked at, such as devices.
 const checkNode = 10 * time.Second
 
 func (r *registrar) run(ctx context.Context, engine runtime.Runtime) {
@@ -117,6 +137,20 @@ func (r *registrar) kick() {
 	}
 }
 
+// shutdown makes the Node not ready for good.
+func (r *registrar) shutdown() {
+	r.mu.Lock()
+	r.stopping = true
+	r.mu.Unlock()
+	r.kick()
+}
+
+func (r *registrar) isStopping() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stopping
+}
+
 func (r *registrar) engineUp() { r.setEngine(nil) }
 
 func (r *registrar) engineDown(err error) { r.setEngine(err) }
@@ -152,8 +186,9 @@ func (r *registrar) ensure(ctx context.Context) error {
 	want := have.DeepCopy()
 	r.fill(want)
 	if !equality.Semantic.DeepEqual(have.ObjectMeta, want.ObjectMeta) || !equality.Semantic.DeepEqual(have.Spec, want.Spec) {
-		if have, err = nodes.Update(ctx, want, metav1.UpdateOptions{}); err != nil {
-			return ignoreConflict(err)
+		// Patched, not updated: an older copy would take back taints, which a peer may not.
+		if have, err = r.patch(ctx, have, want); err != nil {
+			return err
 		}
 	}
 	want = have.DeepCopy()
@@ -161,16 +196,24 @@ func (r *registrar) ensure(ctx context.Context) error {
 	if equality.Semantic.DeepEqual(have.Status, want.Status) {
 		return nil
 	}
-	_, err = nodes.UpdateStatus(ctx, want, metav1.UpdateOptions{})
-	return ignoreConflict(err)
+	_, _, err = nodeutil.PatchNodeStatus(r.cfg.Client.CoreV1(), types.NodeName(r.cfg.Name), have, want)
+	return err
 }
 
-// ignoreConflict: the newer object comes by the informer and leads here again.
-func ignoreConflict(err error) error {
-	if apierrors.IsConflict(err) {
-		return nil
+func (r *registrar) patch(ctx context.Context, have, want *v1.Node) (*v1.Node, error) {
+	from, err := json.Marshal(have)
+	if err != nil {
+		return nil, fmt.Errorf("encode node: %w", err)
 	}
-	return err
+	to, err := json.Marshal(want)
+	if err != nil {
+		return nil, fmt.Errorf("encode node: %w", err)
+	}
+	difference, err := strategicpatch.CreateTwoWayMergePatch(from, to, v1.Node{})
+	if err != nil {
+		return nil, fmt.Errorf("compare nodes: %w", err)
+	}
+	return r.cfg.Client.CoreV1().Nodes().Patch(ctx, r.cfg.Name, types.StrategicMergePatchType, difference, metav1.PatchOptions{})
 }
 
 // fill sets what is ours of metadata and spec; taints and others' labels stay.

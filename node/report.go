@@ -21,13 +21,17 @@ func (w *worker) report(now time.Time, done bool) v1.PodStatus {
 		Initialized:  w.initialized(),
 		Terminating:  !w.halt.Since.IsZero(),
 		Ended:        done,
-		Failed:       w.failed, Message: w.message,
-		Containers: map[string]status.Container{},
+		Failed:       w.failed, Message: w.message, Disruption: w.disruption,
+		RecursiveReadOnly: w.a.recursiveReadOnly,
+		Sized:             w.bounds != nil && *w.bounds == spec.PodResources(w.pod),
+		Restarting:        w.halt.Since.IsZero() && plan.Trigger(w.pod, w.sandbox, w.memory) != nil,
+		Containers:        map[string]status.Container{},
 	}
-	for _, c := range podContainers(w.pod) {
+	for _, c := range spec.Containers(w.pod) {
 		in.Containers[c.Name] = w.reportContainer(c, now)
 	}
 	out := status.Build(in)
+	w.reportResize(&out, now)
 	w.reported = &out
 	return out
 }
@@ -42,6 +46,7 @@ func (w *worker) reportContainer(c *v1.Container, now time.Time) status.Containe
 		Image:    w.images[c.Name],
 		Ended:    m.Ended,
 		Waiting:  m.Waiting,
+		Sized:    m.Resources != nil && *m.Resources == spec.Resources(w.pod, c),
 	}
 	if k.Ended == nil && k.Actual != nil && k.Actual.State == runtime.Exited && !m.Fresh {
 		k.Ended = w.terminated(c.Name, k.Actual)

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/rundigitalplatform/rookery/node/plan"
 	"github.com/rundigitalplatform/rookery/node/spec"
+	"github.com/rundigitalplatform/rookery/node/volumes"
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
@@ -34,10 +36,14 @@ func (w *worker) start(ctx context.Context, action plan.Action) bool {
 	if c == nil || sandbox == nil {
 		return true
 	}
-	image, fault := w.ensureImage(ctx, pod, c)
+	image, fault := w.ensureImage(ctx, pod, c.Name, c.Image, c.ImagePullPolicy)
+	var mounted map[string]string
+	if fault == nil {
+		mounted, fault = w.mountImages(ctx, pod, sandbox, c)
+	}
 	known := true
 	if fault == nil {
-		fault = w.createAndStart(ctx, pod, sandbox, c, image, action.Attempt)
+		fault = w.createAndStart(ctx, pod, sandbox, c, image, mounted, action.Attempt)
 		known = fault == nil
 	}
 	if fault == nil || ctx.Err() != nil {
@@ -53,9 +59,9 @@ func (w *worker) start(ctx context.Context, action plan.Action) bool {
 	return known
 }
 
-func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runtime.Sandbox, c *v1.Container, image runtime.Image, attempt int) *waiting {
+func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runtime.Sandbox, c *v1.Container, image runtime.Image, mounted map[string]string, attempt int) *waiting {
 	rt := w.a.cfg.Runtime
-	created, err := w.translate(ctx, pod, c, image, attempt)
+	created, err := w.translate(ctx, pod, c, image, mounted, attempt)
 	if err != nil {
 		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
 		return &waiting{"CreateContainerConfigError", err.Error(), retryConfig}
@@ -70,13 +76,14 @@ func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runti
 		}
 	}
 	if err != nil {
-		w.a.images.forget(c.Image) // it may be the reason
+		w.a.images.Forget(c.Image) // it may be the reason
 		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
 		return &waiting{"CreateContainerError", err.Error(), retryConfig}
 	}
 	w.mu.Lock()
 	m := w.memory[c.Name]
 	m.Restarted(attempt, w.endOf(sandbox, c.Name))
+	m.Resources = &created.Resources
 	w.mine[id] = true
 	w.did(func(s *runtime.Sandbox) {
 		s.Containers = append(s.Containers, runtime.Container{
@@ -124,20 +131,55 @@ func (w *worker) endOf(sandbox *runtime.Sandbox, name string) *v1.ContainerState
 }
 
 // translate makes the container's spec from the pod's.
-func (w *worker) translate(ctx context.Context, pod *v1.Pod, c *v1.Container, image runtime.Image, attempt int) (runtime.ContainerSpec, error) {
+func (w *worker) translate(ctx context.Context, pod *v1.Pod, c *v1.Container, image runtime.Image, mounted map[string]string, attempt int) (runtime.ContainerSpec, error) {
 	objects, info := w.a.objects.forPod(ctx, pod.UID), w.info()
+	info.EnvFile = func(ref *v1.FileKeySelector) (string, error) { return w.a.volumes.EnvFile(pod, ref) }
 	env, err := spec.Env(pod, c, info, objects)
 	if err != nil {
 		return runtime.ContainerSpec{}, err
 	}
-	mounts, err := w.a.volumes.Mounts(pod, c, attempt, env)
+	mounts, err := w.a.volumes.Mounts(pod, c, volumes.For{Attempt: attempt, Env: env, Users: w.users(pod), Images: mounted})
 	if err != nil {
 		return runtime.ContainerSpec{}, err
 	}
+	target, err := w.target(pod, c)
+	if err != nil {
+		return runtime.ContainerSpec{}, err
+	}
+	w.mu.Lock()
+	given := w.devices[c.Name]
+	w.mu.Unlock()
 	return spec.Container(pod, c, spec.Input{
-		Attempt: attempt, Info: info, Image: image, Mounts: mounts,
-		MemoryCapacity: w.a.node.memory(), SeccompDir: "/var/lib/kubelet/seccomp",
+		Devices:     given,
+		ProcessesOf: target, Attempt: attempt, Info: info, Image: image, Mounts: mounts,
+		MemoryCapacity: w.a.node.memory(), SeccompDir: "/var/lib/kubelet/seccomp", Host: w.a.cfg.Host,
 	}, objects)
+}
+
+// users is the user namespace of the pod's sandbox; empty: it is the machine's.
+func (w *worker) users(pod *v1.Pod) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !spec.OwnUsers(pod) || w.sandbox == nil {
+		return ""
+	}
+	return fmt.Sprintf("/proc/%d/ns/user", w.sandbox.PID)
+}
+
+// target is the id of the container whose processes an ephemeral one shall see;
+// none if it sees all of the pod's anyway.
+func (w *worker) target(pod *v1.Pod, c *v1.Container) (string, error) {
+	e := spec.Ephemeral(pod, c.Name)
+	if e == nil || e.TargetContainerName == "" || pod.Spec.HostPID || pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace {
+		return "", nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	actual := plan.Newest(w.sandbox, e.TargetContainerName)
+	if actual == nil || actual.State != runtime.Running {
+		return "", fmt.Errorf("target container %s is not running", e.TargetContainerName)
+	}
+	return actual.ID, nil
 }
 
 func (w *worker) removeLeftover(ctx context.Context, sandboxID, name string) error {

@@ -7,13 +7,17 @@ import (
 	"path/filepath"
 
 	"github.com/rundigitalplatform/rookery/node/plan"
+	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 // state is what the agent keeps of a pod on disk: DIR/UID/state.json. It changes
 // when a container or the sandbox is made or ends, never while a pod just runs.
 type state struct {
-	Sandbox    int                     `json:"sandbox"` // attempt
+	Sandbox    int                     `json:"sandbox"`          // attempt
+	Bounds     *runtime.Resources      `json:"bounds,omitempty"` // of the sandbox
 	Containers map[string]*plan.Memory `json:"containers"`
+	Admitted   bool                    `json:"admitted,omitempty"`
+	Devices    map[string][]string     `json:"devices,omitempty"` // by container
 }
 
 func (w *worker) statePath() string {
@@ -31,7 +35,8 @@ func (w *worker) load() {
 		w.a.log.Warn("read pod state", "pod", w.uid, "error", err)
 		return
 	}
-	w.attempt, w.saved = s.Sandbox, data
+	w.attempt, w.bounds, w.saved = s.Sandbox, s.Bounds, data
+	w.admitted, w.devices = s.Admitted, s.Devices
 	for name, m := range s.Containers {
 		if m != nil {
 			w.memory[name] = m
@@ -42,8 +47,8 @@ func (w *worker) load() {
 // save writes the memory if it changed. Only the step calls it, and it holds no lock meanwhile.
 func (w *worker) save() {
 	w.mu.Lock()
-	data, err := json.Marshal(state{Sandbox: w.attempt, Containers: w.memory})
-	skip := bytes.Equal(data, w.saved) || w.halt.Remove // its directory is about to go
+	data, err := json.Marshal(state{Sandbox: w.attempt, Bounds: w.bounds, Containers: w.memory, Admitted: w.admitted, Devices: w.devices})
+	skip := bytes.Equal(data, w.saved) || w.halt.Remove || w.halt.Discard // its directory is about to go
 	w.mu.Unlock()
 	if err == nil && !skip {
 		if err = os.MkdirAll(filepath.Dir(w.statePath()), 0o700); err == nil {

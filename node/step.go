@@ -36,6 +36,7 @@ func (w *worker) step() {
 	}
 	now := time.Now()
 	w.decideHalt(now)
+	w.admit()
 	w.syncProbes()
 	in := w.input(now)
 	plan.Observe(in, w.terminated)
@@ -50,11 +51,16 @@ func (w *worker) step() {
 	for _, action := range result.Actions {
 		w.act(action)
 	}
-	if deadline := w.deadline(); w.halt.Since.IsZero() && !deadline.IsZero() && (result.Wake.IsZero() || deadline.Before(result.Wake)) {
-		result.Wake = deadline
+	result.Wake = sooner(result.Wake, w.boundSandbox(now))
+	if w.halt.Since.IsZero() {
+		result.Wake = sooner(result.Wake, w.deadline())
 	}
+	result.Wake = sooner(result.Wake, w.refreshFiles(now))
 	w.wakeAt(result.Wake)
 	st := w.report(now, result.Done)
+	if result.Done {
+		w.a.ledger.release(w.uid)
+	}
 	pod, gone := w.pod, w.gone
 	remove := result.Done && w.halt.Remove
 	w.mu.Unlock()
@@ -68,6 +74,14 @@ func (w *worker) step() {
 	}
 }
 
+// sooner of two times; a zero one is never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
 // input is the snapshot that plan decides on. Called with mu.
 func (w *worker) input(now time.Time) plan.Input {
 	in := plan.Input{
@@ -75,7 +89,11 @@ func (w *worker) input(now time.Time) plan.Input {
 		VolumesReady: w.volumes, Attached: w.attached, NotBefore: w.notBefore,
 		Memory: w.memory, Health: w.health(), Busy: map[string]plan.Task{},
 	}
-	in.TornDown = w.torn == 2 || w.torn == 1 && !w.halt.Remove
+	in.NoRoom = w.noRoom().reason != ""
+	if !in.NoRoom {
+		w.a.ledger.update(w.pod)
+	}
+	in.TornDown = w.torn == 2 || w.torn == 1 && !w.halt.Remove && !w.halt.Discard
 	for name, t := range w.busy {
 		in.Busy[name] = t.Task
 	}
@@ -102,7 +120,11 @@ func (w *worker) decideHalt(now time.Time) {
 		w.halt.Grace = min(w.halt.Grace, grace)
 	case !w.halt.Since.IsZero():
 	case pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded:
-		w.halt = plan.Halt{Since: now, Grace: podGrace(pod)}
+		w.halt = plan.Halt{Since: now, Grace: podGrace(pod), Discard: pod.Status.Reason == evicted}
+	case givenUp(pod.Status.Reason): // by a daemon that did not live to see the end of it
+		w.giveUp(pod.Status.Reason, pod.Status.Message, hardGrace, nil)
+	case w.sandbox == nil && w.a.isStopping():
+		w.refuseNew(now)
 	default:
 		if deadline := w.deadline(); !deadline.IsZero() && !now.Before(deadline) {
 			w.failed, w.message = "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
@@ -138,7 +160,7 @@ func (w *worker) refuse() bool {
 	for _, reason := range reasons {
 		w.tellOnce("refused "+reason, v1.EventTypeWarning, "Unsupported", "%s", reason)
 	}
-	for _, reason := range spec.Ignored(w.pod) {
+	for _, reason := range spec.Ignored(w.pod, w.a.cfg.Host) {
 		w.tellOnce("ignored "+reason, v1.EventTypeWarning, "Unsupported", "%s", reason)
 	}
 	if len(reasons) == 0 {

@@ -16,8 +16,9 @@ import (
 // minGrace is what is left between signal and kill even if preStop used it all up.
 const minGrace = 2 * time.Second
 
-// engineSlack is how long the engine may take for a stop beyond the grace itself.
-const engineSlack = 30 * time.Second
+// engineSlack is how long the engine may take for a stop beyond the grace itself: a
+// hundred stops at once take a board over a minute.
+const engineSlack = callTimeout
 
 // stop ends a running container: preStop, signal, kill.
 func (w *worker) stop(ctx context.Context, action plan.Action) {

@@ -27,7 +27,9 @@ func (t tokens) Token(ctx context.Context, pod *v1.Pod, audience string, life ti
 	if account == "" {
 		account = "default"
 	}
-	answer, err := t.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, account, request, metav1.CreateOptions{})
+	answer, err := allowed(ctx, func() (*authv1.TokenRequest, error) {
+		return t.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, account, request, metav1.CreateOptions{})
+	})
 	if err != nil {
 		return "", time.Time{}, err
 	}

@@ -35,30 +35,38 @@ type worker struct {
 	pod  *v1.Pod // newest from the API
 	gone bool    // it is not in the API any more
 
-	sandbox   *runtime.Sandbox
-	known     bool // the engine was asked for the sandbox since the daemon began
-	dirty     bool // sandbox may be out of date
-	dirtySeq  int  // counts changes, to see one that came while the engine was asked
-	busy      map[string]*task
-	memory    map[string]*plan.Memory
-	attempt   int // of the sandbox
-	volumes   bool
-	attached  bool
-	podIPs    []string
-	notBefore time.Time // of the next action for the whole pod
-	failures  int       // of such actions in a row
-	torn      int       // 1: stopped, 2: removed
-	halt      plan.Halt
-	failed    string // reason why the pod as a whole was given up
-	message   string
-	probes    map[string]*watched
-	mine      map[string]bool   // container ids that this daemon started
-	unhealthy map[string]string // container id → why it must be restarted
-	messages  map[string]string // container id → termination message
-	images    map[string]*runtime.Image
-	told      map[string]string // last message by kind of event, not to repeat it
-	reported  *v1.PodStatus
-	saved     []byte
+	sandbox    *runtime.Sandbox
+	known      bool // the engine was asked for the sandbox since the daemon began
+	dirty      bool // sandbox may be out of date
+	dirtySeq   int  // counts changes, to see one that came while the engine was asked
+	busy       map[string]*task
+	memory     map[string]*plan.Memory
+	attempt    int                // of the sandbox
+	bounds     *runtime.Resources // of the sandbox as it runs; nil: not known
+	volumes    bool
+	stale      bool      // the contents of volumes may be out of date
+	refreshAt  time.Time // not before, after a failure
+	failing    int       // refreshes in a row that failed
+	attached   bool
+	podIPs     []string
+	notBefore  time.Time // of the next action for the whole pod
+	failures   int       // of such actions in a row
+	torn       int       // 1: stopped, 2: removed
+	halt       plan.Halt
+	failed     string // reason why the pod as a whole was given up
+	message    string
+	disruption *v1.PodCondition    // that says so, if it was evicted
+	booked     bool                // in the ledger, or rejected
+	admitted   bool                // it may run here, for as long as it lives
+	devices    map[string][]string // that it was given, by container
+	probes     map[string]*watched
+	mine       map[string]bool   // container ids that this daemon started
+	unhealthy  map[string]string // container id → why it must be restarted
+	messages   map[string]string // container id → termination message
+	images     map[string]*runtime.Image
+	told       map[string]string // last message by kind of event, not to repeat it
+	reported   *v1.PodStatus
+	saved      []byte
 }
 
 type task struct {
@@ -88,9 +96,12 @@ func newWorker(a *Agent, ctx context.Context, pod *v1.Pod) *worker {
 		told:      map[string]string{},
 	}
 	w.load()
-	for _, c := range podContainers(pod) {
+	for _, c := range spec.Containers(pod) {
 		if w.memory[c.Name] == nil {
 			w.memory[c.Name] = remembered(pod, c.Name)
+		}
+		if m := w.memory[c.Name]; m.Resources == nil && m.Attempt >= 0 { // of a daemon that did not remember them
+			m.Resources = new(spec.Resources(pod, c))
 		}
 	}
 	for _, ip := range pod.Status.PodIPs {
@@ -112,19 +123,8 @@ func remembered(pod *v1.Pod, name string) *plan.Memory {
 	return m
 }
 
-func podContainers(pod *v1.Pod) []*v1.Container {
-	var out []*v1.Container
-	for i := range pod.Spec.InitContainers {
-		out = append(out, &pod.Spec.InitContainers[i])
-	}
-	for i := range pod.Spec.Containers {
-		out = append(out, &pod.Spec.Containers[i])
-	}
-	return out
-}
-
 func oldStatus(pod *v1.Pod, name string) *v1.ContainerStatus {
-	for _, list := range [][]v1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses} {
 		for i := range list {
 			if list[i].Name == name {
 				return &list[i]
@@ -143,7 +143,13 @@ func (w *worker) spec() *v1.Pod {
 
 func (w *worker) update(pod *v1.Pod) {
 	w.mu.Lock()
+	w.stale = w.stale || tellsOther(w.pod, pod)
 	w.pod = pod
+	for i := range pod.Spec.EphemeralContainers { // the only ones that come later
+		if name := pod.Spec.EphemeralContainers[i].Name; w.memory[name] == nil {
+			w.memory[name] = plan.NewMemory()
+		}
+	}
 	w.mu.Unlock()
 	w.kick()
 }
@@ -395,6 +401,7 @@ func (w *worker) look() bool {
 			w.mu.Unlock()
 			if w.ctx.Err() == nil && !errors.Is(err, runtime.ErrUnavailable) { // that is told once, for all pods
 				w.a.log.Warn("inspect sandbox", "pod", w.name(), "error", err)
+				w.event(v1.EventTypeWarning, "FailedSync", "error determining status: %v", err)
 			}
 			return false
 		case w.sandbox != nil && w.sandbox.ID == id:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"strings"
 	"sync"
@@ -17,7 +18,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/rundigitalplatform/rookery/node/eviction"
 	"github.com/rundigitalplatform/rookery/runtime"
 	"github.com/rundigitalplatform/rookery/runtime/memory"
 	"sigs.k8s.io/yaml"
@@ -31,12 +34,18 @@ type world struct {
 	network *fakeNetwork
 	dir     string
 	agent   *Agent
+	config  Resources // of the next daemon; its Machine is the world's
 	stop    func()
 
 	mu     sync.Mutex
+	seen   eviction.Observations                                      // of the machine
+	alarm  func()                                                     // that memory gets short
+	used   map[string]int64                                           // by container name: bytes of memory, where not as by default
+	disk   map[string]int64                                           // by container name: bytes on disk
 	script map[string]func(ctx context.Context, p memory.Process) int // by container name
 	exec   func(container string, command []string) int
-	log    []string // what containers did, in order
+	pull   func(ctx context.Context, ref string, auth *runtime.RegistryAuth) error // nil: the registry has it
+	log    []string                                                                // what containers did, in order
 }
 
 type fakeNetwork struct {
@@ -45,7 +54,7 @@ type fakeNetwork struct {
 	next     int
 }
 
-func (n *fakeNetwork) Attach(_ context.Context, uid string, _ int) ([]netip.Addr, error) {
+func (n *fakeNetwork) Attach(_ context.Context, uid string, _ int, _ []v1.ContainerPort) ([]netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if _, ok := n.attached[uid]; !ok {
@@ -71,16 +80,55 @@ func (n *fakeNetwork) count() int {
 // inWorld runs f in a bubble, with an agent running.
 func inWorld(t *testing.T, f func(w *world), objects ...kruntime.Object) {
 	t.Helper()
-	dir := t.TempDir()
+	dir, images := t.TempDir(), t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{
 			t: t, dir: dir, client: fake.NewClientset(objects...),
 			network: &fakeNetwork{attached: map[string]netip.Addr{}},
 			script:  map[string]func(context.Context, memory.Process) int{},
 		}
+		// Events are named by the nanosecond, of which many happen in one here.
+		named := map[string]int{}
+		w.client.PrependReactor("create", "events", func(action clienttesting.Action) (bool, kruntime.Object, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			event := action.(clienttesting.CreateAction).GetObject().(*v1.Event)
+			if named[event.Name]++; named[event.Name] > 1 {
+				event.Name = fmt.Sprintf("%s-%d", event.Name, named[event.Name])
+			}
+			return false, nil, nil
+		})
 		w.machine = memory.New(memory.Config{
 			StartDelay: 10 * time.Millisecond, // so that starts have an order
 			Images:     []runtime.Image{{ID: "sha256:1", Names: []string{"localhost/hello:1"}}, {ID: "sha256:2", Names: []string{"localhost/hello:2"}}},
+			Registry:   []runtime.Image{{ID: "sha256:3", Names: []string{"reg.test/team/app:1"}, Digests: []string{"reg.test/team/app@sha256:33"}, Size: 1000}},
+			Handlers:   []string{"other"},
+			ImageDir:   images,
+			Pull: func(ctx context.Context, ref string, auth *runtime.RegistryAuth) error {
+				w.mu.Lock()
+				pull := w.pull
+				w.mu.Unlock()
+				if pull == nil {
+					return nil
+				}
+				return pull(ctx, ref, auth)
+			},
+			Usage: func(s runtime.ContainerSpec, ran time.Duration) (time.Duration, int64) {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				if used, ok := w.used[s.Labels["io.kubernetes.container.name"]]; ok {
+					return ran / 10, used
+				}
+				if s.Labels["io.kubernetes.container.name"] == "busy" {
+					return ran, 8 << 20
+				}
+				return ran / 10, 1 << 20
+			},
+			Disk: func(s runtime.ContainerSpec) int64 {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return w.disk[s.Labels["io.kubernetes.container.name"]]
+			},
 			Run: func(ctx context.Context, p memory.Process) int {
 				name := p.Spec.Labels["io.kubernetes.container.name"]
 				w.note("start " + name)
@@ -152,7 +200,8 @@ func (w *world) start() {
 		NodeAddresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: "192.0.2.1"}},
 		ClusterDNS:    netip.MustParseAddr("10.43.0.10"),
 		PodCIDRs:      []string{"10.42.0.0/24"}, Version: "v1.37.2+rookery",
-		Logger: slog.New(slog.NewTextHandler(w.t.Output(), nil)),
+		Resources: w.resources(),
+		Logger:    slog.New(slog.NewTextHandler(w.t.Output(), nil)),
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -169,6 +218,30 @@ func (w *world) start() {
 		factory.Shutdown()
 	}
 	w.sleep(time.Second) // informers look ten times a second whether they are synced
+}
+
+// resources of the world's machine, whose disks are not looked at unless a test says so.
+func (w *world) resources() Resources {
+	r := w.config
+	r.Machine = fakeMachine{w}
+	return r
+}
+
+// fakeMachine says of the world what the test wants.
+type fakeMachine struct{ w *world }
+
+func (m fakeMachine) Observe(string, string) (eviction.Observations, error) {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	return maps.Clone(m.w.seen), nil
+}
+
+func (m fakeMachine) Alarm(ctx context.Context, wake func()) error {
+	m.w.mu.Lock()
+	m.w.alarm = wake
+	m.w.mu.Unlock()
+	<-ctx.Done()
+	return nil
 }
 
 // settle leaves a moment of fake time for what polls.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rundigitalplatform/rookery/raftstore"
+	"github.com/rundigitalplatform/rookery/raftstore/rafttest"
 	"github.com/rundigitalplatform/rookery/raftstore/storetest"
 )
 
@@ -65,36 +66,36 @@ func (l *load) count() int {
 }
 
 func TestLeaderKilledUnderLoad(t *testing.T) {
-	c := newCluster(t, nil, "a", "b", "c")
+	c := rafttest.NewCluster(t, nil, "a", "b", "c")
 	l := &load{t: t, acked: map[string]int64{}, stop: make(chan struct{})}
-	for _, p := range c.peers {
+	for _, p := range c.Peers() {
 		l.run(p)
 		l.run(p)
 	}
 	for range 2 {
 		before := l.count()
-		eventually(t, "writes are acknowledged", func() bool { return l.count() > before+100 })
-		old := c.leader()
+		rafttest.Eventually(t, "writes are acknowledged", func() bool { return l.count() > before+100 })
+		old := c.Leader()
 		start := time.Now()
-		c.kill(old)
-		other := c.leader()
+		c.Kill(old)
+		other := c.Leader()
 		if _, err := write(other, "probe", "x"); err != nil {
 			t.Errorf("write after the leader was killed: %v", err)
 		}
 		if took := time.Since(start); took > 3*time.Second {
 			t.Errorf("writes were back after %s, want under 3 s", took)
 		}
-		l.run(c.revive(old.name))
+		l.run(c.Revive(old.Name))
 	}
 	before := l.count()
-	eventually(t, "writes go on", func() bool { return l.count() > before+100 })
+	rafttest.Eventually(t, "writes go on", func() bool { return l.count() > before+100 })
 	close(l.stop)
 	l.wg.Wait()
-	c.agree()
-	for _, p := range c.peers {
+	c.Agree()
+	for _, p := range c.Peers() {
 		for key, revision := range l.acked {
 			if kv, _ := p.Get(key); kv == nil || kv.CreateRevision != revision {
-				t.Fatalf("%s: acknowledged %s at %d, found %+v", p.name, key, revision, kv)
+				t.Fatalf("%s: acknowledged %s at %d, found %+v", p.Name, key, revision, kv)
 			}
 		}
 	}
@@ -102,14 +103,14 @@ func TestLeaderKilledUnderLoad(t *testing.T) {
 }
 
 func TestPartition(t *testing.T) {
-	c := newCluster(t, nil, "a", "b", "c")
-	old := c.leader()
+	c := rafttest.NewCluster(t, nil, "a", "b", "c")
+	old := c.Leader()
 	storetest.Put(t, old, "k", "before")
-	c.net.setCut(old.name, true)
+	c.Net.SetCut(old.Name, true)
 
 	// Cut off, it serves what it has, and says so of the rest.
-	eventually(t, "the old leader steps down", func() bool { return !old.IsLeader() })
-	l := c.leader()
+	rafttest.Eventually(t, "the old leader steps down", func() bool { return !old.IsLeader() })
+	l := c.Leader()
 	if _, err := write(l, "k", "majority"); err != nil {
 		t.Fatal(err)
 	}
@@ -124,25 +125,25 @@ func TestPartition(t *testing.T) {
 		t.Errorf("stale read: %s", kv.Value)
 	}
 
-	c.net.setCut(old.name, false)
-	eventually(t, "the healed peer has what it missed", func() bool {
+	c.Net.SetCut(old.Name, false)
+	rafttest.Eventually(t, "the healed peer has what it missed", func() bool {
 		kv, _ := old.Get("k")
 		return string(kv.Value) == "majority"
 	})
-	c.agree()
+	c.Agree()
 }
 
 func TestNoQuorumIsSaidAtOnce(t *testing.T) {
-	c := newCluster(t, nil, "a", "b", "c")
-	last := c.leader()
+	c := rafttest.NewCluster(t, nil, "a", "b", "c")
+	last := c.Leader()
 	var missing []string
-	for _, p := range c.followers() {
-		missing = append(missing, p.name)
-		c.kill(p)
+	for _, p := range c.Followers() {
+		missing = append(missing, p.Name)
+		c.Kill(p)
 	}
 	slices.Sort(missing)
 	var no *raftstore.NoQuorumError
-	eventually(t, "no quorum is noticed", func() bool {
+	rafttest.Eventually(t, "no quorum is noticed", func() bool {
 		_, err := write(last, "k", "x")
 		return errors.As(err, &no)
 	})
@@ -154,8 +155,8 @@ func TestNoQuorumIsSaidAtOnce(t *testing.T) {
 	if !errors.As(err, &no) || no.Voters != 3 || !slices.Equal(no.Missing, missing) {
 		t.Errorf("%v, want %v missing", err, missing)
 	}
-	c.revive(missing[0])
-	eventually(t, "writes are back with one more", func() bool {
+	c.Revive(missing[0])
+	rafttest.Eventually(t, "writes are back with one more", func() bool {
 		_, err := write(last, "k", "x")
 		return err == nil
 	})
@@ -166,31 +167,31 @@ func TestRestart(t *testing.T) {
 	tune := func(cfg *raftstore.Config) {
 		cfg.SnapshotThreshold, cfg.TrailingLogs, cfg.SnapshotInterval = 20, 10, 10*time.Millisecond
 	}
-	c := newCluster(t, tune, "a", "b", "c")
-	l := c.leader()
+	c := rafttest.NewCluster(t, tune, "a", "b", "c")
+	l := c.Leader()
 	for i := range 100 {
 		storetest.Put(t, l, fmt.Sprint("k", i%30), fmt.Sprint(i))
 	}
 	if _, err := l.Txn(context.Background(), raftstore.Txn{{Key: "lease", Kind: raftstore.Put, TTL: time.Hour}}); err != nil {
 		t.Fatal(err)
 	}
-	c.agree()
+	c.Agree()
 	want, revision, err := l.Digest(0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	before, _ := l.Get("k1")
 	lease, _ := l.Get("lease")
-	c.stopAll()
+	c.Stop()
 
 	// Alone, without quorum, a peer has what was committed.
-	island := c.start("a", false)
+	island := c.Start("a", false)
 	if got, rev, err := island.Digest(revision); err != nil || got != want {
 		t.Errorf("alone after a cold start: revision %d of %d, %v", rev, revision, err)
 	}
-	c.start("b", false)
-	c.start("c", false)
-	l = c.leader()
+	c.Start("b", false)
+	c.Start("c", false)
+	l = c.Leader()
 	if next := storetest.Put(t, l, "k1", "again"); next != revision+1 {
 		t.Errorf("revision %d after a restart at %d", next, revision)
 	}
@@ -201,27 +202,27 @@ func TestRestart(t *testing.T) {
 	if kv, _ := l.Get("lease"); kv == nil || kv.Expires != lease.Expires {
 		t.Errorf("lease is %+v, was %+v", kv, lease)
 	}
-	c.agree()
+	c.Agree()
 }
 
 func TestSnapshotForOneThatIsFarBehind(t *testing.T) {
 	tune := func(cfg *raftstore.Config) {
 		cfg.SnapshotThreshold, cfg.TrailingLogs, cfg.SnapshotInterval = 20, 5, 10*time.Millisecond
 	}
-	c := newCluster(t, tune, "a", "b", "c")
-	lag := c.followers()[0]
+	c := rafttest.NewCluster(t, tune, "a", "b", "c")
+	lag := c.Followers()[0]
 	w, err := lag.Watch("", lag.Revision())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	c.net.setCut(lag.name, true)
-	l := c.leader()
+	c.Net.SetCut(lag.Name, true)
+	l := c.Leader()
 	for i := range 200 {
 		storetest.Put(t, l, fmt.Sprint("k", i), "x")
 	}
-	c.net.setCut(lag.name, false)
-	c.agree()
+	c.Net.SetCut(lag.Name, false)
+	c.Agree()
 	if _, err := w.Next(context.Background()); !errors.Is(err, raftstore.ErrCompacted) {
 		t.Errorf("a watch over a snapshot: %v", err)
 	}
@@ -233,22 +234,22 @@ func TestSnapshotForOneThatIsFarBehind(t *testing.T) {
 // TestReadIndex: what one peer acknowledged, every other reads after Sync, while
 // leadership moves.
 func TestReadIndex(t *testing.T) {
-	c := newCluster(t, nil, "a", "b", "c")
-	peers := []*peer{c.peers["a"], c.peers["b"], c.peers["c"]}
+	c := rafttest.NewCluster(t, nil, "a", "b", "c")
+	peers := []*rafttest.Peer{c.Peers()["a"], c.Peers()["b"], c.Peers()["c"]}
 	for i := range 150 {
 		from, to := peers[i%3], peers[(i+1)%3]
 		res, err := write(from, "k", fmt.Sprint(i))
 		if err != nil {
-			t.Fatalf("write %d through %s: %v", i, from.name, err)
+			t.Fatalf("write %d through %s: %v", i, from.Name, err)
 		}
 		if err := to.Sync(context.Background()); err != nil {
-			t.Fatalf("sync %d on %s: %v", i, to.name, err)
+			t.Fatalf("sync %d on %s: %v", i, to.Name, err)
 		}
 		if kv, _ := to.Get("k"); kv == nil || kv.ModRevision < res.Revision {
-			t.Fatalf("write %d got revision %d, %s reads %+v after Sync", i, res.Revision, to.name, kv)
+			t.Fatalf("write %d got revision %d, %s reads %+v after Sync", i, res.Revision, to.Name, kv)
 		}
 		if i%50 == 25 {
-			if err := c.leader().Raft().LeadershipTransfer().Error(); err != nil {
+			if err := c.Leader().Raft().LeadershipTransfer().Error(); err != nil {
 				t.Logf("transfer: %v", err)
 			}
 		}
@@ -256,15 +257,15 @@ func TestReadIndex(t *testing.T) {
 }
 
 func TestRunWhileLeader(t *testing.T) {
-	c := newCluster(t, nil, "a", "b", "c")
+	c := rafttest.NewCluster(t, nil, "a", "b", "c")
 	var active, most atomic.Int32
 	began := make(chan string, 16)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	for _, p := range c.peers {
+	for _, p := range c.Peers() {
 		wg.Go(func() {
 			err := p.RunWhileLeader(ctx, func(term context.Context) error {
-				began <- p.name
+				began <- p.Name
 				most.Store(max(most.Load(), active.Add(1)))
 				<-term.Done()
 				active.Add(-1)
@@ -276,7 +277,7 @@ func TestRunWhileLeader(t *testing.T) {
 		})
 	}
 	first := <-began
-	if err := c.peers[first].Raft().LeadershipTransfer().Error(); err != nil {
+	if err := c.Peers()[first].Raft().LeadershipTransfer().Error(); err != nil {
 		t.Fatal(err)
 	}
 	if second := <-began; second == first {
@@ -290,14 +291,14 @@ func TestRunWhileLeader(t *testing.T) {
 }
 
 func TestIdleWritesNothing(t *testing.T) {
-	c := newCluster(t, nil, "a", "b", "c")
-	storetest.Put(t, c.leader(), "k", "x")
-	c.agree()
+	c := rafttest.NewCluster(t, nil, "a", "b", "c")
+	storetest.Put(t, c.Leader(), "k", "x")
+	c.Agree()
 	modified := func() map[string]time.Time {
 		times := map[string]time.Time{}
-		err := filepath.Walk(c.dir, func(path string, info os.FileInfo, err error) error {
+		err := filepath.Walk(c.Dir, func(path string, info os.FileInfo, err error) error {
 			if err == nil {
-				times[strings.TrimPrefix(path, c.dir)] = info.ModTime()
+				times[strings.TrimPrefix(path, c.Dir)] = info.ModTime()
 			}
 			return err
 		})
@@ -308,7 +309,7 @@ func TestIdleWritesNothing(t *testing.T) {
 	}
 	// The commit index is put down a second after the last write; then nothing is.
 	quietSince, seen := time.Now(), modified()
-	eventually(t, "no file changes for 3 s", func() bool {
+	rafttest.Eventually(t, "no file changes for 3 s", func() bool {
 		now := modified()
 		for path, at := range now {
 			if !at.Equal(seen[path]) {
@@ -385,25 +386,25 @@ func TestDamage(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, tune, "a")
-			l := c.leader()
+			c := rafttest.NewCluster(t, tune, "a")
+			l := c.Leader()
 			for i := range 60 {
 				storetest.Put(t, l, fmt.Sprint("k", i), "value")
 			}
 			storetest.Put(t, l, "last", "the last value")
-			dir := filepath.Join(c.dir, "a")
-			eventually(t, "there is a snapshot", func() bool {
+			dir := filepath.Join(c.Dir, "a")
+			rafttest.Eventually(t, "there is a snapshot", func() bool {
 				paths, _ := filepath.Glob(filepath.Join(dir, "snapshots", "*[0-9]", "state.bin"))
 				return len(paths) > 0
 			})
-			c.halt(l)
+			c.Halt(l)
 			tt.damage(t, dir)
-			s, err := raftstore.New(c.config("a"))
+			s, err := raftstore.New(c.Config("a"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			var damaged *raftstore.DamagedError
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			ctx, cancel := context.WithTimeout(context.Background(), rafttest.Patience)
 			defer cancel()
 			if err := s.Run(ctx); !errors.As(err, &damaged) || !strings.Contains(err.Error(), tt.say) {
 				t.Errorf("Run: %v, want damage and %q", err, tt.say)
@@ -413,20 +414,36 @@ func TestDamage(t *testing.T) {
 }
 
 func TestTwoProcessesOneDirectory(t *testing.T) {
-	c := newCluster(t, nil, "a")
-	s, err := raftstore.New(c.config("a"))
+	c := rafttest.NewCluster(t, nil, "a")
+	s, err := raftstore.New(c.Config("a"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Run(context.Background()); err == nil || !strings.Contains(err.Error(), "another rookery") {
 		t.Errorf("second Run on the same directory: %v", err)
 	}
-	if _, err := write(c.leader(), "k", "x"); err != nil {
+	if _, err := write(c.Leader(), "k", "x"); err != nil {
 		t.Errorf("the first is disturbed: %v", err)
 	}
 }
 
 func BenchmarkReplicatedTxn(b *testing.B) {
 	b.SetParallelism(8) // 16 clients on the 2 cores that the yardsticks are from
-	benchmarkTxn(b, newCluster(b, nil, "a").leader())
+	benchmarkTxn(b, rafttest.NewCluster(b, nil, "a").Leader())
+}
+
+// A caller without patience is told so, and not that there is no quorum: a read would
+// otherwise be answered from the local state, with a warning that is not true.
+func TestDeadlineIsNotMissingQuorum(t *testing.T) {
+	p := rafttest.NewCluster(t, nil, "a").Peers()["a"]
+	ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
+	defer cancel()
+	<-ctx.Done()
+	if err := p.Sync(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("sync: %v", err)
+	}
+	put := raftstore.Txn{{Key: "k", If: raftstore.Any, Kind: raftstore.Put, Value: []byte("v")}}
+	if _, err := p.Txn(ctx, put); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("txn: %v", err)
+	}
 }

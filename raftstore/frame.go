@@ -35,6 +35,7 @@ const (
 	replyNotProposed byte = 1
 	replyUncertain   byte = 2
 	replyMalformed   byte = 3
+	replyDiskFull    byte = 4 // with text; a peer that does not know it takes it for a failure
 )
 
 const (

@@ -44,7 +44,7 @@ func (r *Replicated) Digest(at int64) (string, int64, error) { return r.st.Diges
 
 // Txn implements [Store]. It rides over a change of leader: what surely did not
 // happen is proposed again, until the deadline. Errors: [NoQuorumError] (nothing
-// happened), [ErrTooLarge] and other refusals of txn itself, [ErrClosed] or the
+// happened), [ErrDiskFull] (nothing happened), [ErrTooLarge] and other refusals of txn itself, [ErrClosed] or the
 // error of ctx (nothing happened), and [ErrUncertain].
 func (r *Replicated) Txn(ctx context.Context, txn Txn) (Result, error) {
 	ops, err := prepare(txn)
@@ -85,6 +85,7 @@ type target struct {
 func (r *Replicated) withLeader(ctx context.Context, try func(context.Context, target) error) error {
 	limited, cancel := context.WithTimeout(ctx, r.cfg.RequestTimeout)
 	defer cancel()
+	began := time.Now()
 	for {
 		changed := r.changed.wait()
 		to, err := r.awaitLeader(limited)
@@ -93,6 +94,8 @@ func (r *Replicated) withLeader(ctx context.Context, try func(context.Context, t
 		}
 		switch {
 		case errors.Is(err, errNotProposed):
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil && time.Since(began) < r.cfg.LeaderlessGrace:
+			return ctx.Err() // who gives up sooner than an election takes learns nothing of quorum
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil,
 			errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded):
 			return r.noQuorum()
@@ -173,6 +176,9 @@ func (r *Replicated) propose(ctx context.Context, to target, ops []op) (Result, 
 		if ctx.Err() != nil {
 			return Result{}, ctx.Err()
 		}
+		if errors.Is(err, ErrDiskFull) {
+			return Result{}, err
+		}
 		return Result{}, errNotProposed
 	}
 	var doubt error
@@ -185,7 +191,7 @@ func (r *Replicated) propose(ctx context.Context, to target, ops []op) (Result, 
 		case err := <-answers:
 			// The log has the last word on everything but this: it is applied
 			// here, or a later term begins, or time is up.
-			if errors.Is(err, errNotProposed) {
+			if errors.Is(err, errNotProposed) || errors.Is(err, ErrDiskFull) {
 				return Result{}, err
 			}
 			doubt = err
@@ -205,6 +211,9 @@ func (r *Replicated) propose(ctx context.Context, to target, ops []op) (Result, 
 // none comes: nil when the leader has applied it.
 func (r *Replicated) handOver(ctx context.Context, to target, p proposal, answers chan<- error) error {
 	if to.peer == "" {
+		if err := r.room(); err != nil {
+			return err
+		}
 		return r.batcher.submit(ctx, job{term: to.term, proposal: p, done: func(err error) { answers <- err }})
 	}
 	return r.client.to(to.peer).send(ctx,
@@ -220,6 +229,8 @@ func (a reply) outcome() error {
 		return nil
 	case a.code == replyNotProposed:
 		return errNotProposed
+	case a.code == replyDiskFull:
+		return &fullError{a.text}
 	default:
 		return errors.New("the leader says: " + a.text)
 	}

@@ -136,7 +136,7 @@ func (r *Replicated) Run(ctx context.Context) error {
 	}
 	trans := newRaftTransport(&r.cfg)
 	notify := make(chan bool, 8)
-	rf, err := raft.NewRaft(r.raftConfig(notify), r.fsm, f.logs, f.db, f.snaps, trans)
+	rf, err := raft.NewRaft(r.raftConfig(notify), r.fsm, f.logs, &patient{f.db, r.closing, r.cfg.Logger, r.cfg.Dir}, f.snaps, trans)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft: %w", err), trans.Close(), f.close())
 	}

@@ -122,6 +122,10 @@ func (s *server) txn(ctx context.Context, d decoder, reply replyFunc) {
 		reply(replyNotProposed, 0, "")
 		return
 	}
+	if err := s.r.room(); err != nil {
+		reply(replyDiskFull, 0, err.Error())
+		return
+	}
 	err := s.r.batcher.submit(ctx, job{term: term, proposal: p, done: func(err error) { replyError(reply, err) }})
 	if err != nil {
 		reply(replyNotProposed, 0, "")

@@ -135,7 +135,8 @@ type Store interface {
 	// and applied on this peer. A condition that does not hold is no error
 	// (Result.Applied). It is forwarded to the leader when this peer is not it.
 	// Without quorum it fails with a [NoQuorumError], within the deadline of ctx or
-	// five seconds, whichever is sooner. After any other error the transaction may or
+	// five seconds, whichever is sooner; with the error of ctx if that deadline leaves
+	// less time than an election takes, because nothing is known of quorum then. After any other error the transaction may or
 	// may not have happened.
 	Txn(ctx context.Context, txn Txn) (Result, error)
 	// Sync returns when this peer's state is at least as new as everything that

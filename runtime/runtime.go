@@ -22,6 +22,10 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrExists says that a sandbox or container of that name exists already.
 	ErrExists = errors.New("already exists")
+	// ErrInUse says that an image is not removed because a container is made from it.
+	ErrInUse = errors.New("in use")
+	// ErrNoHandler says that the engine knows no OCI runtime of that name.
+	ErrNoHandler = errors.New("no such OCI runtime")
 	// ErrUnavailable says that the container engine does not answer. Nothing is
 	// known about the state of the call that failed.
 	ErrUnavailable = errors.New("container engine is not available")
@@ -32,15 +36,23 @@ var (
 // returns within the deadline of ctx; what it began may go on after that.
 // Errors wrap the sentinels above where they apply.
 type Runtime interface {
-	// Info tells what engine this is; it doubles as the health check.
+	// Info tells what engine this is.
 	Info(ctx context.Context) (Info, error)
+	// Ping is nil if the engine answers. It costs next to nothing on both sides, so
+	// that it may be asked every few seconds.
+	Ping(ctx context.Context) error
 
 	// RunSandbox creates a sandbox and starts its infra container, which holds
 	// the namespaces. The containers of a sandbox can be created only after that.
-	// On error nothing is left behind, as far as the engine still answers.
+	// On error nothing is left behind, as far as the engine still answers. ErrNoHandler
+	// if it does not know spec.Handler.
 	RunSandbox(ctx context.Context, spec SandboxSpec) (Sandbox, error)
 	// StopSandbox kills what still runs in the sandbox, the infra container last. Idempotent.
 	StopSandbox(ctx context.Context, id string) error
+	// UpdateSandbox gives a running sandbox other resources, all of them; one that is 0 is
+	// unbounded from then on. s is as RunSandbox, List or Inspect returned it. ErrNotFound
+	// if it does not run.
+	UpdateSandbox(ctx context.Context, s Sandbox, r Resources) error
 	// RemoveSandbox removes the sandbox with all its containers, running or not. Idempotent.
 	RemoveSandbox(ctx context.Context, id string) error
 
@@ -50,6 +62,9 @@ type Runtime interface {
 	// StopContainer sends the stop signal and kills the container after grace. It
 	// returns when the container is not running any more. Idempotent.
 	StopContainer(ctx context.Context, id string, grace time.Duration) error
+	// UpdateContainer gives a running container other resources, all of them; one that
+	// is 0 is unbounded from then on.
+	UpdateContainer(ctx context.Context, id string, r Resources) error
 	// RemoveContainer removes a container, killing it if it runs. Idempotent.
 	RemoveContainer(ctx context.Context, id string) error
 
@@ -62,6 +77,16 @@ type Runtime interface {
 	// of this owner, until ctx ends (nil) or the stream breaks (the error). The caller
 	// lists after it has subscribed: ready is called once when the stream is established.
 	Events(ctx context.Context, ready func(), f func(Event)) error
+
+	// Usage reads what the containers of a running sandbox have used so far, by
+	// container id; those that do not run are left out. s is as RunSandbox, List or
+	// Inspect returned it, completed by the containers made since. It costs so little
+	// that all sandboxes may be asked every few seconds. ErrNotFound if s does not run.
+	Usage(ctx context.Context, s Sandbox) (map[string]Usage, error)
+
+	// Disk measures what the containers of a sandbox, running or not, have written, by
+	// container id. It looks at each file: ask seldom. s is as for Usage.
+	Disk(ctx context.Context, s Sandbox) (map[string]DiskUsage, error)
 
 	// Exec runs a command in a running container until it ends and returns its
 	// exit code. A command that cannot be started is an error, not a code. When ctx
@@ -77,8 +102,17 @@ type Runtime interface {
 	Image(ctx context.Context, ref string) (Image, error)
 	// Images returns all local images, without User and StopSignal.
 	Images(ctx context.Context) ([]Image, error)
-	// PullImage fetches an image from its registry. auth may be nil.
+	// PullImage fetches an image from its registry, also if it is local already. auth nil: the
+	// login that the engine itself has for the registry, if any. The error is the cause in
+	// the registry's words and names the image.
 	PullImage(ctx context.Context, ref string, auth *RegistryAuth) (Image, error)
+	// RemoveImage removes an image with all its names. ErrInUse, and the image stays, if a
+	// container is made from it, anyone's. Idempotent.
+	RemoveImage(ctx context.Context, id string) error
+	// MountImage makes the files of a local image readable on this machine, under the
+	// path that it returns, as long as the sandbox exists. Idempotent; after the engine or the
+	// machine was restarted it has to be called again. Nobody may write there.
+	MountImage(ctx context.Context, sandboxID, ref string) (path string, err error)
 	// LoadImage reads a docker or OCI archive and returns the names it had.
 	LoadImage(ctx context.Context, archive io.Reader) ([]string, error)
 }
@@ -91,6 +125,8 @@ type Info struct {
 	CgroupV2   bool
 	// StoreFree is the space left where images and containers are kept, in bytes; -1 if unknown.
 	StoreFree int64
+	// StoreDir is where that is on this machine; empty if it is nowhere.
+	StoreDir string
 }
 
 // Labels that every sandbox and container carries, so that a restarted daemon
@@ -113,8 +149,19 @@ type SandboxSpec struct {
 	// ShareProcesses makes the sandbox's containers see each other's processes.
 	ShareProcesses bool
 	Sysctls        map[string]string
-	CgroupParent   string // empty: the engine's default
+	// IDs gives the sandbox a user namespace of its own; zero: it has the machine's.
+	IDs          IDRange
+	CgroupParent string // empty: the engine's default
+	// Resources bound all of the sandbox's containers together, beside what bounds each
+	// of them; CPUShares weigh it against the other sandboxes.
+	Resources Resources
+	// Handler is the OCI runtime that runs the containers; empty: the engine's default.
+	Handler string
 }
+
+// IDRange are users and groups of the machine: 0 to Size-1 inside a sandbox are these
+// outside, so that its root is nobody there.
+type IDRange struct{ First, Size uint32 }
 
 // Sandbox is the actual state of a sandbox.
 type Sandbox struct {
@@ -152,6 +199,24 @@ type Container struct {
 	Error          string // why the engine could not start it
 }
 
+// Usage is what a running container has used.
+type Usage struct {
+	At     time.Time     // when it was read
+	CPU    time.Duration // CPU time of its processes since it started, over all CPUs
+	Memory int64         // working set in bytes: without the cache of files that can be dropped at once
+	// Processes and threads that are there now; 0 if that cannot be told.
+	Processes int64
+}
+
+// DiskUsage is what a container has written.
+type DiskUsage struct {
+	Layer Space // on top of its image; mounts do not count
+	Logs  Space
+}
+
+// Space is what files take on a disk.
+type Space struct{ Bytes, Inodes int64 }
+
 // ContainerSpec is what a container is made from. Everything is resolved: no
 // reference to another object remains.
 type ContainerSpec struct {
@@ -165,12 +230,11 @@ type ContainerSpec struct {
 	Mounts                []Mount
 	Devices               []string // host device paths, made available at the same path
 	Stdin, StdinOnce, TTY bool
+	// ProcessesOf is the id of a container of the sandbox, whose processes this one
+	// sees. Empty: as the sandbox says.
+	ProcessesOf string
 
-	// Resources; 0 means no limit or the engine's default.
-	CPUShares   uint64
-	CPUQuota    int64  // microseconds of each CPUPeriod
-	CPUPeriod   uint64 // microseconds; 100000 where CPUQuota is set
-	MemoryLimit int64  // bytes
+	Resources
 	OOMScoreAdj *int
 
 	// Security; nil means the image's or the engine's default.
@@ -179,12 +243,25 @@ type ContainerSpec struct {
 	Privileged        bool
 	ReadOnlyRootfs    bool
 	NoNewPrivileges   bool
+	ProcUnmasked      bool     // nothing of /proc is hidden or read-only
 	CapAdd, CapDrop   []string // without CAP_; "ALL" is understood
 	SeccompUnconfined bool
 	SeccompProfile    string // path of a profile on the host
+	AppArmor          string // profile that is loaded on the host, or "unconfined"; empty: the engine's own
+	// SELinux are parts of the label ("user:", "role:", "type:" or "level:" and the value);
+	// only where the host has SELinux.
+	SELinux []string
 
 	StopSignal  string // empty: the image's, or TERM
 	LogMaxBytes int64  // rotation size; 0: the engine's default
+}
+
+// Resources bound what a container uses; 0 means no limit or the engine's default.
+type Resources struct {
+	CPUShares   uint64
+	CPUQuota    int64  // microseconds of each CPUPeriod
+	CPUPeriod   uint64 // microseconds; 100000 where CPUQuota is set
+	MemoryLimit int64  // bytes
 }
 
 // EnvVar is one environment variable.
@@ -194,6 +271,7 @@ type EnvVar struct{ Name, Value string }
 type Mount struct {
 	Source, Target string // absolute paths; Source must exist
 	ReadOnly       bool
+	NoExec         bool   // programs in it cannot be run
 	Propagation    string // "", "rslave", "rshared"
 }
 
@@ -248,6 +326,10 @@ type Image struct {
 	Size       int64
 	User       string // of its config
 	StopSignal string
+	// Labels and Containers are told by Images only. Containers is how many are made from
+	// it, running or not, of all owners.
+	Labels     map[string]string
+	Containers int
 }
 
 // RegistryAuth is a login at an image registry.

@@ -20,11 +20,30 @@ import (
 // resource version set. It is shared and must not be changed.
 type decoded struct {
 	mu  sync.Mutex // held while decoding, so that many watchers decode once
-	obj atomic.Pointer[runtime.Object]
+	obj atomic.Pointer[remembered]
 	// retired is set once a newer value has replaced the KV, which from then on lives
 	// only in the history; gone, under mu, once the object was dropped for that reason.
 	retired atomic.Bool
 	gone    bool
+}
+
+// remembered is an object and who decoded it. Two storages may read the same bytes as
+// different objects: an internal type each, or a version each of a custom resource.
+type remembered struct {
+	object runtime.Object
+	by     *reader
+}
+
+// reader tells storages apart, and outlives them where they are remembered: a pointer
+// to the storage itself would keep the schemas of a kind that was redefined.
+type reader struct{ _ byte }
+
+// of returns the object if s decoded it, nil otherwise.
+func (d *decoded) of(s *Storage) runtime.Object {
+	if r := d.obj.Load(); r != nil && r.by == s.self {
+		return r.object
+	}
+	return nil
 }
 
 // errNoMemo tells KV.Memo to keep nothing; see peek.
@@ -53,10 +72,7 @@ func (s *Storage) peek(kv *raftstore.KV) runtime.Object {
 	if d == nil {
 		return nil
 	}
-	if obj := d.obj.Load(); obj != nil && reflect.TypeOf(*obj) == s.objType {
-		return *obj
-	}
-	return nil
+	return d.of(s)
 }
 
 // shared returns the object of kv, which the caller must not change in any way.
@@ -65,26 +81,22 @@ func (s *Storage) shared(ctx context.Context, kv *raftstore.KV) (runtime.Object,
 	if d == nil {
 		return s.decodeKV(ctx, kv)
 	}
-	obj := d.obj.Load()
-	if obj == nil {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if obj = d.obj.Load(); obj == nil {
-			o, err := s.decodeKV(ctx, kv)
-			if err != nil {
-				return nil, err
-			}
-			if !d.gone {
-				d.obj.Store(&o)
-			}
-			return o, nil
-		}
+	if obj := d.of(s); obj != nil {
+		return obj, nil
 	}
-	// Two resources may share a prefix and differ in their internal type.
-	if reflect.TypeOf(*obj) != s.objType {
-		return s.decodeKV(ctx, kv)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if obj := d.of(s); obj != nil {
+		return obj, nil
 	}
-	return *obj, nil
+	obj, err := s.decodeKV(ctx, kv)
+	if err != nil {
+		return nil, err
+	}
+	if !d.gone {
+		d.obj.Store(&remembered{obj, s.self}) // whoever asked last is who asks again
+	}
+	return obj, nil
 }
 
 // shallowCopy copies the struct that obj points to and shares what that refers to:

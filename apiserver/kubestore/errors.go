@@ -55,6 +55,8 @@ func readError(err error) error {
 		return nil
 	case errors.As(err, &noQuorum):
 		return apierrors.NewServiceUnavailable(noQuorum.Error())
+	case errors.Is(err, raftstore.ErrDiskFull):
+		return apierrors.NewServiceUnavailable(err.Error())
 	case errors.As(err, &future):
 		return tooLargeRevision(uint64(future.Asked), future.Current)
 	case errors.Is(err, raftstore.ErrClosed):

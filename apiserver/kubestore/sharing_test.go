@@ -200,3 +200,76 @@ func TestConfigIsChecked(t *testing.T) {
 		t.Error("a storage without a codec was accepted")
 	}
 }
+
+// relabelling decodes pods with a label of its own, as a version of a custom resource would.
+type relabelling struct {
+	runtime.Codec
+	label string
+}
+
+func (c relabelling) Decode(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+	obj, gvk, err := c.Codec.Decode(data, defaults, into)
+	if pod, ok := obj.(*example.Pod); ok {
+		pod.Labels = map[string]string{"decoded": c.label}
+	}
+	return obj, gvk, err
+}
+
+// TestStoragesOfOnePrefix: two storages that decode the same bytes to different objects of
+// one Go type do not see each other's.
+func TestStoragesOfOnePrefix(t *testing.T) {
+	h := newHarness(t, openMemory, false)
+	h.create(t, "a")
+	kvs, err := h.store.List("/pods/", "", 0, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	storages := map[string]*Storage{}
+	for _, label := range []string{"v1", "v2"} {
+		s, err := New(h.store, Config{
+			Codec: relabelling{h.Storage.codec, label}, NewFunc: h.Storage.newFunc, NewListFunc: func() runtime.Object { return &example.PodList{} },
+			ResourcePrefix: "/pods/", GroupResource: h.Storage.gr,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		storages[label] = s
+	}
+	for _, label := range []string{"v1", "v2", "v1", "v1", "v2"} {
+		list := &example.PodList{}
+		if err := storages[label].GetList(h.ctx, "/pods/", storage.ListOptions{Predicate: storage.Everything, Recursive: true}, list); err != nil {
+			t.Fatal(err)
+		}
+		if got := list.Items[0].Labels["decoded"]; got != label {
+			t.Errorf("%s lists what %s decoded", label, got)
+		}
+		pod := &example.Pod{}
+		if err := storages[label].Get(h.ctx, kvs.KVs[0].Key, storage.GetOptions{}, pod); err != nil || pod.Labels["decoded"] != label {
+			t.Errorf("%s gets what %s decoded, %v", label, pod.Labels["decoded"], err)
+		}
+	}
+}
+
+// TestCloseEndsWatches, those that run and those that come after.
+func TestCloseEndsWatches(t *testing.T) {
+	h := newHarness(t, openMemory, false)
+	open := func() watch.Interface {
+		w, err := h.Watch(h.ctx, "/pods/", storage.ListOptions{ResourceVersion: "1", Predicate: storage.Everything, Recursive: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	before := open()
+	h.Close()
+	for _, w := range []watch.Interface{before, open()} {
+		select {
+		case e, ok := <-w.ResultChan():
+			if ok {
+				t.Errorf("event %v", e.Type)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("a watch outlives its storage")
+		}
+	}
+}

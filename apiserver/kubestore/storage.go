@@ -78,6 +78,7 @@ type Storage struct {
 	codec       runtime.Codec
 	newFunc     func() runtime.Object
 	objType     reflect.Type // of what newFunc returns
+	self        *reader
 	prefix      string
 	gr          schema.GroupResource
 	transformer value.Transformer
@@ -87,6 +88,9 @@ type Storage struct {
 	sizes       atomic.Bool
 
 	superseded supersededObjects
+
+	open  context.Context // ends with Close
+	close context.CancelFunc
 
 	mu       sync.Mutex
 	watchers map[*watcher]struct{} // those that want bookmarks
@@ -112,12 +116,14 @@ func New(store raftstore.Store, cfg Config) (*Storage, error) {
 		codec:     cfg.Codec,
 		newFunc:   cfg.NewFunc,
 		objType:   reflect.TypeOf(cfg.NewFunc()),
+		self:      &reader{},
 		prefix:    cfg.ResourcePrefix,
 		gr:        cfg.GroupResource,
 		bookmarks: cfg.BookmarkInterval,
 		uncached:  cfg.Uncached,
 		watchers:  map[*watcher]struct{}{},
 	}
+	s.open, s.close = context.WithCancel(context.Background())
 	if s.bookmarks <= 0 {
 		s.bookmarks = DefaultBookmarkInterval
 	}
@@ -126,6 +132,10 @@ func New(store raftstore.Store, cfg Config) (*Storage, error) {
 	}
 	return s, nil
 }
+
+// Close ends all watches: the kind is not decoded like this any more, and clients begin
+// anew where they were. Everything else goes on working. It may be called more than once.
+func (s *Storage) Close() { s.close() }
 
 // Versioner implements storage.Interface.
 func (s *Storage) Versioner() storage.Versioner { return s.versioner }

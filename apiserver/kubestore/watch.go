@@ -47,7 +47,9 @@ func (s *Storage) Watch(ctx context.Context, key string, opts storage.ListOption
 		out:        make(chan watch.Event, watchBuffer),
 	}
 	w.endMark = w.initial && opts.SendInitialEvents != nil && opts.Predicate.AllowWatchBookmarks
-	w.ctx, w.cancel = context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	outlived := context.AfterFunc(s.open, cancel)
+	w.ctx, w.cancel = ctx, func() { outlived(); cancel() }
 
 	// What goes wrong from here on is told in the stream, as clients expect.
 	failed := w.begin(rev, opts.ResourceVersion)

@@ -1,24 +1,25 @@
-// Package openapi serves the OpenAPI v3 documents of the groups that the
-// apiserver serves, which kubectl asks for to validate, explain and diff.
+// Package openapi serves the OpenAPI documents, v3 and v2, of the groups that the
+// apiserver serves, which clients ask for to validate, explain and diff.
 //
 // The documents are made at build time, by the generator in gen from those that
 // the k8s.io/kubernetes module publishes, cut down to what is served, and are
-// embedded compressed: nothing is parsed or kept on the heap. It is called by
-// apiserver, whose test compares the documents with what is really served.
+// embedded compressed: nothing is parsed or kept on the heap. What is not built in is
+// described by a [Source] when somebody asks. It is called by apiserver, whose test
+// compares the documents with what is really served.
 package openapi
 
 import (
+	"bytes"
 	"compress/gzip"
+	"context"
 	"embed"
 	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
+	"strconv"
 	"strings"
-
-	openapi_v2 "github.com/google/gnostic-models/openapiv2"
-	"google.golang.org/protobuf/proto"
 )
 
 //go:generate go run ./gen
@@ -84,73 +85,142 @@ func open(groupVersion, suffix string) (fs.File, error) {
 	return docs.Open("docs/" + strings.ReplaceAll(groupVersion, "/", "__") + "@" + hash + suffix)
 }
 
-// Handler serves /openapi/v3, the index, and /openapi/v3/<group version>; and
-// /openapi/v2, which describes nothing: kubectl asks for it when it meets a kind
-// that v3 does not describe, and only a document without that kind lets it go on
-// to say that there is no such kind.
-func Handler() http.Handler {
+// documents serves the embedded documents and those of the sources.
+type documents struct {
+	sources []Source
+	built   built
+}
+
+// Handler serves /openapi/v3, the index, /openapi/v3/<group version>, and the one
+// document of /openapi/v2, which older clients ask for. What the sources describe
+// is built when somebody asks for it; the embedded documents come first.
+func Handler(sources ...Source) http.Handler {
+	d := &documents{sources: sources}
 	mux := http.NewServeMux()
-	mux.HandleFunc("/openapi/v3", index)
-	mux.HandleFunc("/openapi/v3/", document)
-	mux.HandleFunc("/openapi/v2", empty)
+	mux.HandleFunc("/openapi/v3", d.index)
+	mux.HandleFunc("/openapi/v3/", d.document)
+	mux.HandleFunc("/openapi/v2", d.swagger)
 	return mux
 }
 
-func empty(w http.ResponseWriter, r *http.Request) {
-	if !strings.Contains(r.Header.Get("Accept"), "proto-openapi") {
-		w.Header().Set("Content-Type", "application/json")
-		io.WriteString(w, `{"swagger":"2.0","info":{"title":"Rookery","version":"see /openapi/v3"},"paths":{}}`)
-		return
-	}
-	body, err := proto.Marshal(&openapi_v2.Document{
-		Swagger: "2.0", Info: &openapi_v2.Info{Title: "Rookery", Version: "see /openapi/v3"}, Paths: &openapi_v2.Paths{},
-	})
+// groups is all that is described, and the source of each, nil for embedded documents.
+func (d *documents) groups(ctx context.Context) (map[string]string, map[string]Source, error) {
+	all, err := Groups()
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
+		return nil, nil, err
 	}
-	w.Header().Set("Content-Type", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf")
-	w.Write(body)
+	of := map[string]Source{}
+	for _, s := range d.sources {
+		more, err := s.Groups(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		for gv, hash := range more {
+			if _, taken := all[gv]; !taken {
+				all[gv], of[gv] = hash, s
+			}
+		}
+	}
+	return all, of, nil
 }
 
-func index(w http.ResponseWriter, _ *http.Request) {
-	groups, err := Groups()
+func location(groupVersion, hash string) string {
+	return "/openapi/v3/" + groupVersion + "?hash=" + hash
+}
+
+func (d *documents) index(w http.ResponseWriter, r *http.Request) {
+	groups, _, err := d.groups(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+	d.built.keep(groups)
 	paths := map[string]any{}
 	for gv, hash := range groups {
-		paths[gv] = map[string]string{"serverRelativeURL": "/openapi/v3/" + gv + "?hash=" + hash}
+		paths[gv] = map[string]string{"serverRelativeURL": location(gv, hash)}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(map[string]any{"paths": paths})
 }
 
-func document(w http.ResponseWriter, r *http.Request) {
+func (d *documents) document(w http.ResponseWriter, r *http.Request) {
 	suffix, contentType := jsonSuffix, "application/json"
 	if strings.Contains(r.Header.Get("Accept"), "proto-openapi") {
 		suffix, contentType = protoSuffix, protoType
 	}
 	gv := strings.TrimPrefix(r.URL.Path, "/openapi/v3/")
-	f, err := open(gv, suffix)
+	groups, of, err := d.groups(r.Context())
 	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	hash, ok := groups[gv]
+	if !ok {
 		http.Error(w, "no document of "+gv, http.StatusNotFound)
 		return
 	}
-	defer f.Close()
-	w.Header().Set("Content-Type", contentType)
-	w.Header().Set("Vary", "Accept, Accept-Encoding")
-	if r.URL.Query().Get("hash") != "" {
+	if asked := r.URL.Query().Get("hash"); asked != "" {
+		if asked != hash {
+			http.Redirect(w, r, location(gv, hash), http.StatusMovedPermanently)
+			return
+		}
 		// The hash names the content, so that a client may keep it.
 		w.Header().Set("Cache-Control", "public, immutable")
 	}
-	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
-		w.Header().Set("Content-Encoding", "gzip")
-		io.Copy(w, f)
+	content, err := d.open(r.Context(), gv, hash, suffix, of[gv])
+	if err != nil {
+		w.Header().Del("Cache-Control")
+		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	z, err := gzip.NewReader(f)
+	defer content.Close()
+	d.send(w, r, content, hash, contentType)
+}
+
+// open returns a compressed document.
+func (d *documents) open(ctx context.Context, gv, hash, suffix string, source Source) (io.ReadCloser, error) {
+	if source == nil {
+		return open(gv, suffix)
+	}
+	compressed, err := d.built.get(gv+suffix, hash, func() ([]byte, error) {
+		text, err := source.Document(ctx, gv)
+		if err != nil || suffix == jsonSuffix {
+			return text, err
+		}
+		return toProto(text)
+	})
+	return io.NopCloser(bytes.NewReader(compressed)), err
+}
+
+// groupOf returns the group version that a built document is of; the one of version 2 is of none.
+func groupOf(name string) (string, bool) {
+	for _, suffix := range []string{jsonSuffix, protoSuffix} {
+		if gv, ok := strings.CutSuffix(name, suffix); ok && strings.HasPrefix(gv, "apis/") {
+			return gv, true
+		}
+	}
+	return "", false
+}
+
+// send answers with a compressed document, as it is if the client takes that. hash "" means
+// that nothing names the content.
+func (d *documents) send(w http.ResponseWriter, r *http.Request, compressed io.Reader, hash, contentType string) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Vary", "Accept, Accept-Encoding")
+	if hash != "" {
+		etag := strconv.Quote(hash)
+		w.Header().Set("Etag", etag)
+		if r.Header.Get("If-None-Match") == etag {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+	}
+	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w.Header().Set("Content-Encoding", "gzip")
+		io.Copy(w, compressed)
+		return
+	}
+	z, err := gzip.NewReader(compressed)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"path/filepath"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -29,6 +30,11 @@ func (id *Identity) CAPEM() []byte { return encodeCert(id.ca.cert.Raw) }
 
 // CAKey signs certificates; the CertificateSigningRequest controllers need it.
 func (id *Identity) CAKey() *ecdsa.PrivateKey { return id.ca.key }
+
+// CAFiles are where the CA's certificate and key are, PEM.
+func (id *Identity) CAFiles() (cert, key string) {
+	return filepath.Join(id.dir, "pki", "ca.crt"), filepath.Join(id.dir, "pki", "ca.key")
+}
 
 // Pool holds the CA alone.
 func (id *Identity) Pool() *x509.CertPool {

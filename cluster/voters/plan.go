@@ -152,6 +152,8 @@ func newView(s Snapshot) *view {
 func (v *view) rank(name string) int {
 	_, recorded := v.peers[name]
 	switch {
+	case !recorded && !v.healthy(name):
+		return 5 // before the healthy ones, which the quorum may need until then
 	case !recorded:
 		return 4
 	case name == v.Self:
@@ -210,9 +212,9 @@ func (v *view) voterChange() (Change, bool) {
 	}
 	worst := v.voters[len(v.voters)-1]
 	switch r := v.rank(worst); {
-	case r == 4 && worst == v.Self:
+	case r >= 4 && worst == v.Self:
 		return v.transfer()
-	case r == 4 && v.safeWithout(worst):
+	case r >= 4 && v.safeWithout(worst):
 		return Change{Remove, worst, "it is to be removed"}, true
 	case r < 4 && r > 0 && len(v.voters) > v.want && v.safeWithout(worst):
 		why := fmt.Sprintf("%d voters are enough", v.want)

@@ -76,6 +76,7 @@ func TestPlan(t *testing.T) {
 		{"a voter's record is gone", "a:voter,alive b:voter,alive c:voter,unrecorded", "remove c"},
 		{"and then one is too many", "a:voter,alive b:voter,alive", "demote b"},
 		{"a voter's record is gone, a quorum would be too", "a:voter,alive b:voter,dead,60s c:voter,unrecorded", ""},
+		{"two are to go: the dead one first", "a:voter,alive b:voter,unrecorded c:voter,alive,leaving", "remove b"},
 		{"the leader is to go", "a:voter,alive,leaving b:voter,alive c:voter,alive d:voter,alive", "transfer leadership b"},
 		{"the only voter is to go: first another", "a:voter,alive,leaving b:replica,alive", "promote b"},
 		{"the only voter is to go: then lead", "a:voter,alive,leaving b:voter,alive", "transfer leadership b"},

@@ -38,7 +38,7 @@ func command() *cobra.Command {
 	var dir string
 	root := &cobra.Command{Use: "lab", Short: "Several real peers on this machine", SilenceUsage: true, SilenceErrors: true}
 	root.PersistentFlags().StringVar(&dir, "dir", "/tmp/rookery-lab", "where the lab keeps its files")
-	root.AddCommand(up(&dir), execCommand(&dir), imageCommand(),
+	root.AddCommand(up(&dir), execCommand(&dir), imageCommand(), registryCommand(),
 		&cobra.Command{Use: "down", Short: "End the lab and remove every trace of it", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 			return lab.Down(c.Context(), dir)
 		}},

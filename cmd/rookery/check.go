@@ -59,7 +59,7 @@ func vital(ctx context.Context, cfg config, engine runtime.Runtime) []check.Find
 	} else {
 		all = append(all, check.Finding{What: "ports", Level: check.OK, Found: fmt.Sprintf("used by this machine's peer, process %d", pid)})
 	}
-	return append(all, check.Engine(ctx, engine, cfg.PodmanSocket, func(i runtime.Info) error { return podman.CheckVersion(i) })...)
+	return append(all, check.Engine(ctx, engine, cfg.PodmanSocket, check.Versions{Check: podman.CheckVersion, Lacks: podman.Lacks})...)
 }
 
 // kernel is what package network needs of it.

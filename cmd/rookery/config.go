@@ -18,6 +18,8 @@ import (
 	"github.com/agext/levenshtein"
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
+
+	"github.com/rundigitalplatform/rookery/node/spec"
 )
 
 const (
@@ -48,8 +50,16 @@ type config struct {
 	PodmanSocket     string
 	UpstreamDNS      []string
 	Labels           map[string]string
+	UnsafeSysctls    []string
 	EvictAfter       time.Duration
 	LogLevel         string
+	AuditLog         string
+	AuditPolicy      string
+	AuditMaxSize     int
+	AuditMaxFiles    int
+	OIDC             oidcConfig
+	Images           imageConfig
+	Resources        resourcesConfig
 }
 
 // flags declares every setting once: name, default and meaning.
@@ -75,8 +85,16 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.PodmanSocket, "podman-socket", "/run/podman/podman.sock", "where Podman's API listens")
 	f.StringSliceVar(&c.UpstreamDNS, "upstream-dns", nil, "DNS servers for names outside the cluster (default: those of /etc/resolv.conf)")
 	f.StringToStringVar(&c.Labels, "labels", nil, "labels of this peer's Node, KEY=VALUE")
+	f.StringSliceVar(&c.UnsafeSysctls, "unsafe-sysctls", nil, "namespaced kernel settings that pods on this peer may have beside the safe ones; a name may end in *")
 	f.DurationVar(&c.EvictAfter, "evict-after", 5*time.Second, "how long pods stay on a peer that is gone, unless they say otherwise")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&c.AuditLog, "audit-log", "", "file to write down in who changed what through the API (default: none)")
+	f.StringVar(&c.AuditPolicy, "audit-policy", "", "file with an audit.k8s.io/v1 Policy (default: what people and programs change, without contents)")
+	f.IntVar(&c.AuditMaxSize, "audit-max-size", 10, "MB of the audit log before it is rotated")
+	f.IntVar(&c.AuditMaxFiles, "audit-max-files", 5, "rotated audit logs that are kept")
+	c.OIDC.flags(f)
+	c.Images.flags(f)
+	c.Resources.flags(f)
 }
 
 // load fills what flags did not set from the environment and the file.
@@ -160,9 +178,19 @@ func flagText(v any) (string, error) {
 	case map[string]any:
 		var parts []string
 		for k, e := range v {
-			parts = append(parts, fmt.Sprintf("%s=%v", k, e))
+			list, several := e.([]any)
+			if !several {
+				list = []any{e}
+			}
+			for _, e := range list {
+				parts = append(parts, fmt.Sprintf("%s=%v", k, e))
+			}
 		}
-		sort.Strings(parts)
+		sort.SliceStable(parts, func(i, j int) bool { // a list keeps its order
+			a, _, _ := strings.Cut(parts[i], "=")
+			b, _, _ := strings.Cut(parts[j], "=")
+			return a < b
+		})
 		return strings.Join(parts, ","), nil
 	case nil:
 		return "", errors.New("it has no value; remove the line to get the default")
@@ -217,7 +245,13 @@ func (c *config) validate() error {
 	if _, _, err := c.nodePorts(); err != nil {
 		return err
 	}
+	if err := spec.ValidSysctls(c.UnsafeSysctls); err != nil {
+		return fmt.Errorf("--unsafe-sysctls: %w", err)
+	}
 	if _, err := c.level(); err != nil {
+		return err
+	}
+	if err := c.Images.validate(); err != nil {
 		return err
 	}
 	if c.EvictAfter < 0 {
@@ -226,7 +260,11 @@ func (c *config) validate() error {
 	if !filepath.IsAbs(c.DataDir) {
 		return fmt.Errorf("--data-dir %q is not an absolute path", c.DataDir)
 	}
-	return nil
+	if _, err := c.Resources.load(); err != nil {
+		return err
+	}
+	_, err = c.OIDC.load()
+	return err
 }
 
 func (c *config) nodePorts() (first, count int, err error) {

@@ -31,7 +31,7 @@ func TestSourcesOfSettings(t *testing.T) {
 		{name: "flag over environment", args: "--name=cellar", env: "ROOKERY_NAME=attic", want: func(c *config) bool { return c.Name == "cellar" }},
 		{name: "mistyped key", file: "podcidr: 10.0.0.0/16", err: `unknown key "podcidr"; did you mean "pod-cidr"?`},
 		{name: "mistyped variable", env: "ROOKERY_DATADIR=/x", err: `ROOKERY_DATADIR is not a setting; did you mean "ROOKERY_DATA_DIR"?`},
-		{name: "far off", file: "replicas: 3", err: "`rookery up --help` lists the settings"},
+		{name: "far off", file: "zookeeper: 3", err: "`rookery up --help` lists the settings"},
 		{name: "not a number", file: "port: abc", err: `port: "abc" is not a valid value`},
 		{name: "no value", file: "port:", err: "it has no value"},
 		{name: "not YAML", file: "{", err: "is not valid YAML"},

@@ -62,6 +62,11 @@ func (p *peer) lead(ctx context.Context) error {
 				return errors.Join(err, term.Close())
 			},
 			"service addresses": p.api.RepairAllocations,
+			"definitions":       p.api.RunDefinitions,
+			"extension servers": func(ctx context.Context) error {
+				term := controller.NewTerm(p.api.Informers(), p.api.StartInformers)
+				return errors.Join(p.api.WatchExtensions(ctx, term), term.Close())
+			},
 		})
 		return work.Wait()
 	})
@@ -69,9 +74,10 @@ func (p *peer) lead(ctx context.Context) error {
 }
 
 func (p *peer) runControllers(ctx context.Context) error {
+	ca, key := p.id.CAFiles()
 	return controller.Run(ctx, controller.Config{
 		ClientConfig: p.api.ClientConfig, Informers: p.api.Informers(), StartInformers: p.api.StartInformers,
-		Members: membership{p}, RootCA: p.id.CAPEM(), Logger: p.log.With("room", "controller"),
+		Members: membership{p}, RootCA: p.id.CAPEM(), CAFile: ca, CAKeyFile: key, TokenKey: p.id.ServiceAccountKey(), Logger: p.log.With("room", "controller"),
 	})
 }
 

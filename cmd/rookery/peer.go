@@ -16,14 +16,17 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/rundigitalplatform/rookery/apiserver"
+	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
 	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/cluster/identity"
 	"github.com/rundigitalplatform/rookery/dnsserver"
 	"github.com/rundigitalplatform/rookery/network"
 	"github.com/rundigitalplatform/rookery/network/services"
 	"github.com/rundigitalplatform/rookery/node"
+	"github.com/rundigitalplatform/rookery/node/spec"
 	"github.com/rundigitalplatform/rookery/raftstore"
 	"github.com/rundigitalplatform/rookery/runtime/podman"
 )
@@ -94,15 +97,31 @@ func newPeer(cfg config, id *identity.Identity, engine *podman.Runtime, addr net
 	if err != nil {
 		return nil, err
 	}
+	legacyregistry.Registerer().MustRegister(newPeerMetrics(p.observe))
+	audit, err := cfg.audit()
+	if err != nil {
+		return nil, err
+	}
+	oidc, err := cfg.OIDC.load()
+	if err != nil {
+		return nil, err
+	}
 	p.api, err = apiserver.New(apiserver.Config{
 		Store: p.store, Logger: log.With("room", "apiserver"), ClientCAs: id.Pool(), Revoked: p.removed, TokenKey: id.ServiceAccountKey(),
 		ServiceCIDR: settings.ServiceCIDR, NodePorts: apiserver.PortRange{First: first, Last: first + count - 1}, APIPort: int(cfg.Port),
-		TolerationSeconds: int64(cfg.EvictAfter.Seconds()), Kubelet: p.agentOf,
+		TolerationSeconds: int64(cfg.EvictAfter.Seconds()), Kubelet: p.agentOf, Alive: p.live.alive, Components: p.components(), Audit: audit, OIDC: oidc,
+		FrontProxy: p.frontProxy,
 	})
 	if err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// frontProxy is what this peer's API shows to extension servers.
+func (p *peer) frontProxy() (aggregation.FrontProxy, error) {
+	ca, cert, key, err := p.id.FrontProxy()
+	return aggregation.FrontProxy{CA: ca, Cert: cert, Key: key, Name: identity.FrontProxyName, ClientCA: p.id.CAPEM()}, err
 }
 
 // removed tells whether a certificate is of a peer that was taken out of the cluster.
@@ -178,7 +197,7 @@ func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) er
 	}
 	balancer := p.balancer()
 	start(g, ctx, map[string]func(context.Context) error{
-		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "dns": dns.Run, "agent": p.agent.Run,
+		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "dns": dns.Run, "agent": p.agent.Run, "logind": p.watchShutdown,
 	})
 	for p.api.Ready() != nil {
 		select {
@@ -240,7 +259,8 @@ func (p *peer) compose(self cluster.Peer) error {
 	p.network, err = network.New(network.Config{
 		Address: p.self().Address, PodCIDR: self.PodCIDR, ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS,
 		Backend: settings.Backend, Key: network.Key(p.id.WireGuardKey()), Port: int(p.cfg.WireGuardPort),
-		Dir: filepath.Join(p.cfg.DataDir, "network"), Log: p.log.With("room", "network"),
+		Reserved: map[string]uint16{"the API and the other peers": uint16(p.cfg.Port), "gossip": uint16(p.cfg.GossipPort), "the pod network": uint16(p.cfg.WireGuardPort)},
+		Dir:      filepath.Join(p.cfg.DataDir, "network"), Log: p.log.With("room", "network"),
 	})
 	if err != nil {
 		return err
@@ -249,11 +269,17 @@ func (p *peer) compose(self cluster.Peer) error {
 	if err != nil {
 		return err
 	}
+	resources, err := p.cfg.Resources.load()
+	if err != nil {
+		return err
+	}
 	p.agent, err = node.New(node.Config{
 		Name: self.Name, Dir: filepath.Join(p.cfg.DataDir, "pods"), Client: client, Informers: p.api.Informers(),
 		Runtime: p.engine, Network: p.network, ClusterDNS: settings.DNS, ClusterDomain: settings.Domain,
 		NodeAddresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: p.self().Address.String()}, {Type: corev1.NodeHostName, Address: self.Name}},
-		PodCIDRs:      []string{self.PodCIDR.String()}, Labels: p.cfg.Labels, Version: kubernetesVersion(), Port: int32(p.cfg.Port),
+		PodCIDRs:      []string{self.PodCIDR.String()}, Labels: p.cfg.Labels, Version: kubernetesVersion(), Port: int32(p.cfg.Port), Images: p.cfg.Images.Policy,
+		MaxPods: p.cfg.Resources.MaxPods, Resources: resources,
+		Host:   spec.ThisHost(p.cfg.UnsafeSysctls),
 		Logger: p.log.With("room", "node"),
 	})
 	return err

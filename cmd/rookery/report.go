@@ -16,6 +16,7 @@ import (
 
 	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/cmd/rookery/admin"
+	"github.com/rundigitalplatform/rookery/cmd/rookery/check"
 )
 
 // admin is rookery's own API of this peer.
@@ -31,7 +32,7 @@ func (p *peer) admin() *admin.Server {
 			return host
 		},
 		Images: admin.Images{
-			Load: p.engine.LoadImage, Spool: filepath.Join(p.cfg.DataDir),
+			Load: p.agent.LoadImage, Spool: filepath.Join(p.cfg.DataDir),
 			Remote: func(name string) (*url.URL, http.RoundTripper, error) { return p.agentOf(context.Background(), name) },
 		},
 	}
@@ -93,6 +94,9 @@ func (p *peer) status(ctx context.Context) admin.Status {
 		s.Problems = append(s.Problems, admin.Problem{What: "the state cannot be read: " + err.Error(), Do: "restart rookery on this peer; if that does not help, see its log"})
 	}
 	s.Pods = p.pods()
+	if f := check.DataDir(p.cfg.DataDir); f.Level != check.OK {
+		s.Problems = append(s.Problems, admin.Problem{What: f.What + ": " + f.Found, Do: f.Cure})
+	}
 	engine, cancelEngine := context.WithTimeout(ctx, 3*time.Second)
 	defer cancelEngine()
 	if info, err := p.engine.Info(engine); err != nil {

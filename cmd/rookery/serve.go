@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rundigitalplatform/rookery/apiserver"
 	"github.com/rundigitalplatform/rookery/cluster"
 )
 
@@ -52,7 +53,9 @@ func (p *peer) handler() http.Handler {
 	join := &cluster.JoinHandler{
 		Identity: p.id, Registry: p.registry, Tokens: p.tokens, Log: p.log.With("room", "cluster"), Current: p.currentAddress,
 	}
-	agent, own, api := p.peersOnly(p.agent.Handler()), p.trusted(p.admin().Handler()), p.api.Handler()
+	agent := p.peersOnly(p.agent.Handler())
+	proxied := http.StripPrefix(apiserver.AgentPath, agent) // of the node proxy, which leads nowhere else
+	own, api := p.trusted(p.admin().Handler()), p.api.Handler()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); first {
 		case "rookery":
@@ -61,8 +64,10 @@ func (p *peer) handler() http.Handler {
 				return
 			}
 			own.ServeHTTP(w, r)
-		case "containerLogs", "exec", "attach", "portForward":
+		case "containerLogs", "exec", "attach", "portForward", "usage":
 			agent.ServeHTTP(w, r)
+		case strings.TrimPrefix(apiserver.AgentPath, "/"):
+			proxied.ServeHTTP(w, r)
 		default:
 			api.ServeHTTP(w, r)
 		}

@@ -10,7 +10,7 @@ import (
 
 func tokenCommand() *cobra.Command {
 	root := &cobra.Command{Use: "token", Short: "Tokens with which machines join the cluster"}
-	var expires time.Duration
+	expires := lifetime(24 * time.Hour)
 	var quiet bool
 	create := &cobra.Command{Use: "create", Short: "Make a token and print what to type on the next machine", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -18,7 +18,7 @@ func tokenCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t, err := client.CreateToken(c.Context(), expires)
+			t, err := client.CreateToken(c.Context(), time.Duration(expires))
 			if err != nil {
 				return fmt.Errorf("create token: %w", err)
 			}
@@ -27,10 +27,10 @@ func tokenCommand() *cobra.Command {
 				return nil
 			}
 			fmt.Fprintf(c.OutOrStdout(), "rookery up --join %s --token %s\n", t.Address, t.Token)
-			fmt.Fprintf(c.ErrOrStderr(), "Paste this line on the next machine. The token is good for %s and for any number of machines;\n`rookery token revoke %s` ends it sooner.\n", ago(expires), t.ID)
+			fmt.Fprintf(c.ErrOrStderr(), "Paste this line on the next machine. The token is good for %s and for any number of machines;\n`rookery token revoke %s` ends it sooner.\n", ago(time.Duration(expires)), t.ID)
 			return nil
 		}}
-	create.Flags().DurationVar(&expires, "expires", 24*time.Hour, "how long the token is good for")
+	create.Flags().Var(&expires, "expires", "how long the token is good for, such as 12h or 30d")
 	create.Flags().BoolVarP(&quiet, "quiet", "q", false, "print the token alone")
 	root.AddCommand(create,
 		&cobra.Command{Use: "list", Short: "List the tokens, without their secrets", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {

@@ -61,7 +61,7 @@ func up(ctx context.Context, cfg config) error {
 		return err
 	}
 
-	engine, err := podman.New(podman.Config{Socket: cfg.PodmanSocket, Owner: "rookery", Logger: log.With("room", "runtime")})
+	engine, err := podman.New(podman.Config{Socket: cfg.PodmanSocket, Owner: "rookery", Logger: log.With("room", "runtime"), Handlers: cfg.Images.Handlers})
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+
+	"github.com/google/renameio/v2"
 )
 
 // ErrExhausted says that every address of the peer's range is in use.
@@ -172,21 +174,11 @@ func (p *Pool) save() error {
 	if err != nil {
 		return fmt.Errorf("encode pod addresses: %w", err)
 	}
-	dir := filepath.Dir(p.path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(p.path), 0o700); err != nil {
 		return fmt.Errorf("write pod addresses: %w", err)
 	}
-	tmp, err := os.CreateTemp(dir, ".ipam-*")
-	if err != nil {
+	if err := renameio.WriteFile(p.path, raw, 0o600); err != nil {
 		return fmt.Errorf("write pod addresses: %w", err)
-	}
-	_, err = tmp.Write(raw)
-	err = errors.Join(err, tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), p.path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write pod addresses: %w", err), os.Remove(tmp.Name()))
 	}
 	return nil
 }

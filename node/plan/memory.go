@@ -19,9 +19,13 @@ type Memory struct {
 	Last    *v1.ContainerStateTerminated `json:"last,omitempty"`  // how the one before it ended
 	Backoff time.Duration                `json:"backoff,omitempty"`
 	At      time.Time                    `json:"at,omitzero"` // the end that Backoff was raised for
-	Waiting *v1.ContainerStateWaiting    `json:"-"`           // why the last try did not get it running
-	Retry   time.Time                    `json:"-"`           // not before
-	Tries   int                          `json:"-"`           // in a row that did not get it running
+	// Resources are what the newest attempt runs with; nil: it has not started.
+	Resources *runtime.Resources        `json:"resources,omitempty"`
+	Resizing  string                    `json:"-"` // why they could not be changed to Wanted
+	Wanted    *runtime.Resources        `json:"-"`
+	Waiting   *v1.ContainerStateWaiting `json:"-"` // why the last try did not get it running
+	Retry     time.Time                 `json:"-"` // not before
+	Tries     int                       `json:"-"` // in a row that did not get it running
 }
 
 // NewMemory is of a container that was never started.
@@ -47,17 +51,22 @@ func (m *Memory) due(ended time.Time) time.Time {
 func (m *Memory) Restarted(attempt int, before *v1.ContainerStateTerminated) {
 	if before != nil {
 		ended := before.FinishedAt.Time
-		switch {
-		case m.Fresh:
-		case m.Backoff == 0 || ended.Sub(m.At) > resetBackoff:
-			m.Backoff, m.At = firstBackoff, ended
-		default:
-			m.Backoff, m.At = min(2*m.Backoff, maxBackoff), ended
+		if !m.Fresh {
+			m.raise(ended)
 		}
 		m.Last = before
 	}
 	m.Attempt, m.Fresh, m.Ended = attempt, false, nil
-	m.Waiting, m.Retry, m.Tries = nil, time.Time{}, 0
+	m.Waiting, m.Retry, m.Tries, m.Resizing, m.Wanted = nil, time.Time{}, 0, "", nil
+}
+
+// raise is for an end that leads to a restart.
+func (m *Memory) raise(ended time.Time) {
+	if m.Backoff == 0 || ended.Sub(m.At) > resetBackoff {
+		m.Backoff, m.At = firstBackoff, ended
+	} else {
+		m.Backoff, m.At = min(2*m.Backoff, maxBackoff), ended
+	}
 }
 
 // Newest returns the container's newest attempt in the sandbox, or nil.
@@ -133,7 +142,7 @@ func SandboxReplaced(pod *v1.Pod, memory map[string]*Memory, old *runtime.Sandbo
 			switch {
 			case c.State == runtime.Exited:
 				m.Ended = terminated(name, c)
-			case c.State == runtime.Running:
+			case c.State == runtime.Running, !c.Started.IsZero(): // after a reboot Podman knows no more than that it was started
 				m.Ended = gone(now)
 				m.Ended.Message = "The container ended with its sandbox"
 				m.Ended.StartedAt = metav1.NewTime(c.Started)

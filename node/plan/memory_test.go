@@ -6,6 +6,9 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/rundigitalplatform/rookery/node/spec"
+	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 // A container that runs for a while each time: how long it is held back then.
@@ -36,6 +39,46 @@ func TestBackoff(t *testing.T) {
 		if m.Attempt != i+1 || m.Last != end {
 			t.Errorf("crash %d: attempt %d", i+1, m.Attempt)
 		}
+	}
+}
+
+// A clock that is set back by an hour during a backoff does not make it longer.
+func TestClockSetBackDuringBackoff(t *testing.T) {
+	ended := time.Unix(100_000, 0)
+	pod := &v1.Pod{Spec: v1.PodSpec{RestartPolicy: v1.RestartPolicyAlways, Containers: []v1.Container{{Name: "web"}}}}
+	m := &Memory{Attempt: 3, Backoff: 40 * time.Second, At: ended.Add(-time.Minute), Ended: &v1.ContainerStateTerminated{ExitCode: 1, FinishedAt: metav1.NewTime(ended)}}
+	in := Input{Pod: pod, Memory: map[string]*Memory{"web": m}, VolumesReady: true, Attached: true, Sandbox: &runtime.Sandbox{Running: true}}
+	for _, tt := range []struct {
+		now    time.Duration // after the end
+		starts bool
+	}{{-time.Second, false}, {30 * time.Second, false}, {40 * time.Second, true}, {10*time.Second - time.Hour, true}, {time.Hour, true}} {
+		in.Now = ended.Add(tt.now)
+		r := Next(in)
+		if starts := len(r.Actions) == 1 && r.Actions[0].Kind == Start; starts != tt.starts {
+			t.Errorf("%s after the end: %+v", tt.now, r)
+		}
+		if !tt.starts && r.Wake.Sub(in.Now) > m.Backoff+clockSlack {
+			t.Errorf("%s after the end: wakes after %s", tt.now, r.Wake.Sub(in.Now))
+		}
+	}
+}
+
+// After a reboot Podman calls a container created that was started before: it has
+// ended, and a pod that is not restarted has failed.
+func TestRebootEndsWhatRan(t *testing.T) {
+	now := time.Unix(100_000, 0)
+	pod := &v1.Pod{Spec: v1.PodSpec{Containers: []v1.Container{{Name: "web"}, {Name: "never"}}}}
+	container := func(name string, started time.Time) runtime.Container {
+		return runtime.Container{Name: name, State: runtime.Created, Started: started, Labels: map[string]string{spec.LabelContainer: name, spec.LabelAttempt: "0"}}
+	}
+	memory := map[string]*Memory{"web": {Attempt: 0}, "never": {Attempt: 0}}
+	old := &runtime.Sandbox{Containers: []runtime.Container{container("web", now.Add(-time.Hour)), container("never", time.Time{})}}
+	SandboxReplaced(pod, memory, old, now, nil)
+	if end := memory["web"].Ended; end == nil || end.ExitCode == 0 || memory["web"].Fresh {
+		t.Errorf("the one that ran: %+v", memory["web"])
+	}
+	if memory["never"].Ended != nil || !memory["never"].Fresh {
+		t.Errorf("the one that was never started: %+v", memory["never"])
 	}
 }
 

@@ -21,20 +21,21 @@ type Kind string
 const (
 	SetupVolumes  Kind = "setup volumes"
 	RunSandbox    Kind = "run sandbox"
-	RemoveSandbox Kind = "remove sandbox" // a dead one, to be replaced
+	RemoveSandbox Kind = "remove sandbox" // a dead one, to be replaced; or, with a container, one that starts over because of that
 	Attach        Kind = "attach network"
 	Start         Kind = "start container" // image, create, start, postStart
 	Stop          Kind = "stop container"  // preStop, signal, kill
+	Resize        Kind = "resize container"
 	CancelStart   Kind = "cancel start"
 	CancelStop    Kind = "cancel stop" // the grace became shorter: stop again
 	Teardown      Kind = "tear down"   // sandbox and network; files too if Remove
 )
 
-// Action is one step. Container is empty for those of the whole pod.
+// Action is one step. Container is empty for those of the whole pod, but for a reset.
 type Action struct {
 	Kind      Kind
 	Container string
-	ID        string // Stop: the container's
+	ID        string // Stop, Resize: the container's
 	Attempt   int    // Start
 	Grace     time.Duration
 	Why       string // Stop: for the event
@@ -46,6 +47,8 @@ type Halt struct {
 	Since  time.Time
 	Grace  time.Duration // for all of its containers together, from Since
 	Remove bool          // the pod is deleted; otherwise its containers stay to be looked at
+	// Discard says that they do not, for the machine needs what they take.
+	Discard bool
 }
 
 // Health is what the probes say about a running container.
@@ -72,6 +75,7 @@ type Input struct {
 	Attached     bool      // the sandbox has its addresses, or needs none
 	NotBefore    time.Time // of the next action for the whole pod, after a failure
 	TornDown     bool      // the last Teardown that Halt asked for has succeeded
+	NoRoom       bool      // what the pod asks for does not fit this peer: leave its resources as they are
 	Memory       map[string]*Memory
 	Health       map[string]Health // by container name
 	Busy         map[string]Task

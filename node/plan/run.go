@@ -13,6 +13,9 @@ import (
 
 // run brings a wanted pod up and keeps it up.
 func (s *step) run() {
+	if s.reset() {
+		return
+	}
 	if s.finished() {
 		s.Finished = true
 		return
@@ -30,6 +33,10 @@ func (s *step) run() {
 	}
 	if s.Sandbox == nil {
 		return
+	}
+	// First, so that one can be had in a pod whose initialization is stuck.
+	for i := range s.Pod.Spec.EphemeralContainers {
+		s.keep((*v1.Container)(&s.Pod.Spec.EphemeralContainers[i].EphemeralContainerCommon))
 	}
 	if !s.init() {
 		return
@@ -78,6 +85,9 @@ func (s *step) initialized() bool {
 	return false
 }
 
+// clockSlack is how far ahead of now an end may be by rounding.
+const clockSlack = 2 * time.Second
+
 // keep starts, restarts or replaces one container as needed.
 func (s *step) keep(c *v1.Container) {
 	if s.busy(c.Name) {
@@ -96,7 +106,9 @@ func (s *step) keep(c *v1.Container) {
 	if end != nil && !s.restarts(c, end) {
 		return
 	}
-	if end != nil {
+	// An end in the future was told by a clock that has been set back since: its backoff
+	// would last as long as the clock was wrong.
+	if end != nil && !end.FinishedAt.After(s.Now.Add(clockSlack)) {
 		if at := m.due(end.FinishedAt.Time); s.Now.Before(at) {
 			s.wake(at)
 			return
@@ -127,7 +139,28 @@ func (s *step) inspect(c *v1.Container, actual *runtime.Container) {
 	} else if actual.Labels[spec.LabelHash] != spec.Hash(c) {
 		stop.Why = fmt.Sprintf("Container %s definition changed, will be restarted", c.Name)
 		s.do(stop)
+	} else if have, want := s.Memory[c.Name].Resources, spec.Resources(s.Pod, c); have != nil && *have != want && !s.NoRoom {
+		s.resize(c, stop, *have, want)
 	}
+}
+
+// resize gives a running container other resources, in place unless its resize
+// policy says otherwise.
+func (s *step) resize(c *v1.Container, stop Action, have, want runtime.Resources) {
+	if m := s.Memory[c.Name]; m.Wanted != nil && *m.Wanted == want && s.Now.Before(m.Retry) {
+		s.wake(m.Retry)
+		return
+	}
+	for _, p := range c.ResizePolicy {
+		changed := p.ResourceName == v1.ResourceMemory && have.MemoryLimit != want.MemoryLimit ||
+			p.ResourceName == v1.ResourceCPU && (have.CPUShares != want.CPUShares || have.CPUQuota != want.CPUQuota)
+		if changed && p.RestartPolicy == v1.RestartContainer {
+			stop.Why = fmt.Sprintf("Container %s resize requires restart", c.Name)
+			s.do(stop)
+			return
+		}
+	}
+	s.do(Action{Kind: Resize, Container: c.Name, ID: stop.ID})
 }
 
 // ended is how the container's newest attempt ended, or nil if it has not.
@@ -161,6 +194,9 @@ func (s *step) restarts(c *v1.Container, end *v1.ContainerStateTerminated) bool 
 
 // Restarts says whether a container that ended so runs again.
 func Restarts(pod *v1.Pod, c *v1.Container, end *v1.ContainerStateTerminated) bool {
+	if spec.Ephemeral(pod, c.Name) != nil {
+		return false
+	}
 	if isInit(pod, c) && !spec.IsSidecar(c) && c.RestartPolicy == nil {
 		// Always means for an init container: until it succeeds.
 		return end.ExitCode != 0 && pod.Spec.RestartPolicy != v1.RestartPolicyNever

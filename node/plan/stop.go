@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"fmt"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -26,35 +25,52 @@ func (s *step) stop() {
 			s.do(Action{Kind: CancelStart, Container: name})
 		}
 	}
-	if s.stopAll(s.Pod.Spec.Containers, func(*v1.Container) bool { return true }) {
-		return
+	if !s.stopContainers(func(name string) string { return "Stopping container " + name }) {
+		s.whole(Action{Kind: Teardown, Remove: s.Halt.Remove || s.Halt.Discard})
+	}
+}
+
+// stopContainers stops the containers at once, then the sidecars from the last to the
+// first, and says whether there is any left to wait for. why is for the events.
+func (s *step) stopContainers(why func(name string) string) (waiting bool) {
+	waiting = s.stopAll(s.Pod.Spec.Containers, why, func(*v1.Container) bool { return true })
+	for i := range s.Pod.Spec.EphemeralContainers {
+		if !s.Halt.Since.IsZero() && s.stopOne((*v1.Container)(&s.Pod.Spec.EphemeralContainers[i].EphemeralContainerCommon), why) {
+			waiting = true
+		}
+	}
+	if waiting {
+		return true
 	}
 	plain := func(c *v1.Container) bool { return !spec.IsSidecar(c) }
-	if s.stopAll(s.Pod.Spec.InitContainers, plain) {
-		return
+	if s.stopAll(s.Pod.Spec.InitContainers, why, plain) {
+		return true
 	}
 	for i := len(s.Pod.Spec.InitContainers) - 1; i >= 0; i-- {
 		c := &s.Pod.Spec.InitContainers[i]
-		if spec.IsSidecar(c) && s.stopOne(c) {
-			return
+		if spec.IsSidecar(c) && s.stopOne(c, why) {
+			return true
 		}
 	}
-	s.whole(Action{Kind: Teardown, Remove: s.Halt.Remove})
+	return false
 }
 
 // stopAll says whether any of the containers is still there to wait for.
-func (s *step) stopAll(containers []v1.Container, which func(*v1.Container) bool) bool {
+func (s *step) stopAll(containers []v1.Container, why func(string) string, which func(*v1.Container) bool) bool {
 	waiting := false
 	for i := range containers {
-		if which(&containers[i]) && s.stopOne(&containers[i]) {
+		if which(&containers[i]) && s.stopOne(&containers[i], why) {
 			waiting = true
 		}
 	}
 	return waiting
 }
 
-func (s *step) stopOne(c *v1.Container) (waiting bool) {
-	grace := max(s.Halt.Grace-s.Now.Sub(s.Halt.Since), minGrace)
+func (s *step) stopOne(c *v1.Container, why func(string) string) (waiting bool) {
+	grace := podGrace(s.Pod)
+	if !s.Halt.Since.IsZero() {
+		grace = max(s.Halt.Grace-s.Now.Sub(s.Halt.Since), minGrace)
+	}
 	if t, ok := s.Busy[c.Name]; ok {
 		// A second, harder delete shortens what is under way.
 		if t.Kind == Stop && s.Now.Add(grace).Before(t.Since.Add(t.Grace).Add(-time.Second)) {
@@ -66,7 +82,7 @@ func (s *step) stopOne(c *v1.Container) (waiting bool) {
 	if actual == nil || actual.State != runtime.Running && actual.State != runtime.Unknown {
 		return false
 	}
-	s.do(Action{Kind: Stop, Container: c.Name, ID: actual.ID, Grace: grace, Why: fmt.Sprintf("Stopping container %s", c.Name)})
+	s.do(Action{Kind: Stop, Container: c.Name, ID: actual.ID, Grace: grace, Why: why(c.Name)})
 	return true
 }
 

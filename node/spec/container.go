@@ -19,7 +19,10 @@ type Input struct {
 	Image          runtime.Image   // the local image, already there
 	Mounts         []runtime.Mount // resolved by node/volumes
 	MemoryCapacity int64           // of the machine, in bytes
+	ProcessesOf    string          // id of the container that an ephemeral one looks at
 	SeccompDir     string          // where profiles of type Localhost are
+	Devices        []string        // paths that the container was given
+	Host           Host
 }
 
 // Container translates one container of the pod. An error is a fault of the spec or
@@ -36,9 +39,11 @@ func Container(pod *v1.Pod, c *v1.Container, in Input, src Sources) (runtime.Con
 		Env:         env,
 		WorkDir:     c.WorkingDir,
 		Mounts:      in.Mounts,
+		Devices:     in.Devices,
 		Stdin:       c.Stdin,
 		StdinOnce:   c.StdinOnce,
 		TTY:         c.TTY,
+		ProcessesOf: in.ProcessesOf,
 		LogMaxBytes: logMaxBytes,
 	}
 	mapping := envMapping(env)
@@ -52,7 +57,7 @@ func Container(pod *v1.Pod, c *v1.Container, in Input, src Sources) (runtime.Con
 		out.StopSignal = string(*c.Lifecycle.StopSignal)
 	}
 	applyResources(&out, pod, c, in.MemoryCapacity)
-	if err := applySecurity(&out, pod, c, in.Image, in.SeccompDir); err != nil {
+	if err := applySecurity(&out, pod, c, in); err != nil {
 		return runtime.ContainerSpec{}, err
 	}
 	return out, nil

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/kubernetes/pkg/api/v1/resource"
 	"k8s.io/kubernetes/pkg/fieldpath"
@@ -21,6 +22,9 @@ import (
 type Sources interface {
 	ConfigMap(namespace, name string) (*v1.ConfigMap, error)
 	Secret(namespace, name string) (*v1.Secret, error)
+	// TrustBundles are those that a projected volume names: one by name, or those of
+	// a signer. None is no error.
+	TrustBundles(of *v1.ClusterTrustBundleProjection) ([]certificatesv1.ClusterTrustBundle, error)
 }
 
 // PodInfo is what the downward API can tell about a pod beside its spec.
@@ -28,6 +32,8 @@ type PodInfo struct {
 	PodIPs, HostIPs []string
 	Allocatable     v1.ResourceList // stands in for limits that are not set
 	Services        []*v1.Service   // of all namespaces; those that the pod may see are chosen here
+	// EnvFile reads one variable of a file in a volume; empty: the file does not name it.
+	EnvFile func(ref *v1.FileKeySelector) (string, error)
 }
 
 // Env computes a container's environment as kubelet does: service variables, then
@@ -161,7 +167,12 @@ func valueFrom(pod *v1.Pod, c *v1.Container, from *v1.EnvVarSource, info PodInfo
 		}
 		return "", false, fmt.Errorf("couldn't find key %v in Secret %v/%v", ref.Key, pod.Namespace, ref.Name)
 	case from.FileKeyRef != nil:
-		return "", false, fmt.Errorf("valueFrom.fileKeyRef is not supported on this peer; use a configMapKeyRef or secretKeyRef")
+		ref := from.FileKeyRef
+		value, err = info.EnvFile(ref)
+		if err == nil && value == "" && !isTrue(ref.Optional) {
+			err = fmt.Errorf("environment variable key %q not found in file %q of volume %q", ref.Key, ref.Path, ref.VolumeName)
+		}
+		return value, value != "", err
 	}
 	return "", false, fmt.Errorf("valueFrom names no source")
 }

@@ -87,16 +87,41 @@ func containerLabels(pod *v1.Pod, c *v1.Container, attempt int) map[string]strin
 	return labels
 }
 
-// Find returns the container of that name, init containers included, or nil.
-func Find(pod *v1.Pod, name string) *v1.Container {
+// Containers are all of a pod: init containers, containers, ephemeral ones.
+func Containers(pod *v1.Pod) []*v1.Container {
+	var out []*v1.Container
 	for i := range pod.Spec.InitContainers {
-		if pod.Spec.InitContainers[i].Name == name {
-			return &pod.Spec.InitContainers[i]
-		}
+		out = append(out, &pod.Spec.InitContainers[i])
 	}
 	for i := range pod.Spec.Containers {
-		if pod.Spec.Containers[i].Name == name {
-			return &pod.Spec.Containers[i]
+		out = append(out, &pod.Spec.Containers[i])
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		out = append(out, ephemeral(&pod.Spec.EphemeralContainers[i]))
+	}
+	return out
+}
+
+// ephemeral is the container in an ephemeral one: the same fields, by upstream's promise.
+func ephemeral(c *v1.EphemeralContainer) *v1.Container {
+	return (*v1.Container)(&c.EphemeralContainerCommon)
+}
+
+// Ephemeral returns the ephemeral container of that name, or nil.
+func Ephemeral(pod *v1.Pod, name string) *v1.EphemeralContainer {
+	for i := range pod.Spec.EphemeralContainers {
+		if pod.Spec.EphemeralContainers[i].Name == name {
+			return &pod.Spec.EphemeralContainers[i]
+		}
+	}
+	return nil
+}
+
+// Find returns the container of that name, of whichever kind, or nil.
+func Find(pod *v1.Pod, name string) *v1.Container {
+	for _, c := range Containers(pod) {
+		if c.Name == name {
+			return c
 		}
 	}
 	return nil

@@ -12,12 +12,17 @@ import (
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
-func applySecurity(out *runtime.ContainerSpec, pod *v1.Pod, c *v1.Container, image runtime.Image, seccompDir string) error {
+func applySecurity(out *runtime.ContainerSpec, pod *v1.Pod, c *v1.Container, in Input) error {
 	sc := securitycontext.DetermineEffectiveSecurityContext(pod, c)
-	if err := verifyNonRoot(sc, image); err != nil {
-		return err
+	if err := verifyNonRoot(sc, in.Image); err != nil {
+		return fmt.Errorf("%w (pod: %q, container: %s)", err, fmt.Sprintf("%s_%s(%s)", pod.Name, pod.Namespace, pod.UID), c.Name)
 	}
-	out.User = user(sc, image)
+	out.User = user(sc, in.Image)
+	if strictGroups(pod) {
+		if err := withoutGroups(out, in.Image); err != nil {
+			return err
+		}
+	}
 	if psc := pod.Spec.SecurityContext; psc != nil {
 		out.Groups = append(out.Groups, psc.SupplementalGroups...)
 		if psc.FSGroup != nil {
@@ -25,13 +30,65 @@ func applySecurity(out *runtime.ContainerSpec, pod *v1.Pod, c *v1.Container, ima
 		}
 	}
 	out.Privileged = isTrue(sc.Privileged)
+	out.ProcUnmasked = sc.ProcMount != nil && *sc.ProcMount == v1.UnmaskedProcMount
 	out.ReadOnlyRootfs = isTrue(sc.ReadOnlyRootFilesystem)
 	out.NoNewPrivileges = securitycontext.AddNoNewPrivileges(sc)
 	if sc.Capabilities != nil {
 		out.CapAdd = capabilities(sc.Capabilities.Add)
 		out.CapDrop = capabilities(sc.Capabilities.Drop)
 	}
-	return applySeccomp(out, pod, c, seccompDir)
+	applyAppArmor(out, pod, c)
+	if in.Host.SELinux {
+		out.SELinux = seLinux(sc.SELinuxOptions)
+	}
+	return applySeccomp(out, pod, c, in.SeccompDir)
+}
+
+func strictGroups(pod *v1.Pod) bool {
+	sc := pod.Spec.SecurityContext
+	return sc != nil && sc.SupplementalGroupsPolicy != nil && *sc.SupplementalGroupsPolicy == v1.SupplementalGroupsPolicyStrict
+}
+
+// withoutGroups keeps the groups of the image's /etc/group away: the engine looks them
+// up only where no group is named. Where none is, and the user is not root, only the
+// image's /etc/passwd could tell which one it is.
+func withoutGroups(out *runtime.ContainerSpec, image runtime.Image) error {
+	name := out.User
+	if name == "" {
+		name = image.User
+	}
+	switch {
+	case strings.Contains(name, ":"):
+	case name == "", name == "0", name == "root":
+		out.User = "0:0"
+	default:
+		return fmt.Errorf("supplementalGroupsPolicy: Strict needs runAsGroup for a container that runs as user %s", name)
+	}
+	return nil
+}
+
+func applyAppArmor(out *runtime.ContainerSpec, pod *v1.Pod, c *v1.Container) {
+	p := appArmor(pod, c)
+	switch {
+	case p == nil:
+	case p.Type == v1.AppArmorProfileTypeUnconfined:
+		out.AppArmor = "unconfined"
+	case p.Type == v1.AppArmorProfileTypeLocalhost && p.LocalhostProfile != nil:
+		out.AppArmor = *p.LocalhostProfile
+	}
+}
+
+func seLinux(o *v1.SELinuxOptions) []string {
+	if o == nil {
+		return nil
+	}
+	var out []string
+	for _, part := range [][2]string{{"user", o.User}, {"role", o.Role}, {"type", o.Type}, {"level", o.Level}} {
+		if part[1] != "" {
+			out = append(out, part[0]+":"+part[1])
+		}
+	}
+	return out
 }
 
 // verifyNonRoot keeps the promise of runAsNonRoot, in kubelet's words.

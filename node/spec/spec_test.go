@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -39,6 +40,10 @@ func (o objects) Secret(_, name string) (*v1.Secret, error) {
 	return &v1.Secret{Data: out}, nil
 }
 
+func (objects) TrustBundles(*v1.ClusterTrustBundleProjection) ([]certificatesv1.ClusterTrustBundle, error) {
+	return nil, nil
+}
+
 func podOf(t *testing.T, podSpec string) *v1.Pod {
 	t.Helper()
 	pod := &v1.Pod{}
@@ -54,6 +59,9 @@ func TestEnv(t *testing.T) {
 	info := PodInfo{
 		PodIPs: []string{"10.42.0.7"}, HostIPs: []string{"192.0.2.1"},
 		Allocatable: v1.ResourceList{v1.ResourceCPU: resource.MustParse("2"), v1.ResourceMemory: resource.MustParse("1Gi")},
+		EnvFile: func(ref *v1.FileKeySelector) (string, error) {
+			return map[string]string{"v env A": "fv"}[ref.VolumeName+" "+ref.Path+" "+ref.Key], nil
+		},
 	}
 	src := objects{
 		configMaps: map[string]map[string]string{"c": {"k": "cv", "x": "1"}},
@@ -66,6 +74,8 @@ func TestEnv(t *testing.T) {
 		{"optional", `env: [{name: A, valueFrom: {configMapKeyRef: {name: none, key: k, optional: true}}}, {name: B, valueFrom: {secretKeyRef: {name: s, key: q, optional: true}}}]`, ``},
 		{"missing", `env: [{name: A, valueFrom: {configMapKeyRef: {name: none, key: k}}}]`, `error: configmap "none" not found`},
 		{"missing key", `env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: q}}}]`, `error: couldn't find key q in Secret shop/s`},
+		{"file", `env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: env, key: A}}}, {name: B, valueFrom: {fileKeyRef: {volumeName: v, path: env, key: B, optional: true}}}]`, `A=fv`},
+		{"missing in file", `env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: env, key: B}}}]`, `error: environment variable key "B" not found in file "env" of volume "v"`},
 		{"envFrom", `{envFrom: [{prefix: C_, configMapRef: {name: c}}, {secretRef: {name: s}}], env: [{name: p, value: mine}]}`, `C_k=cv C_x=1 p=mine`},
 		{"fields", `env: [{name: A, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: B, valueFrom: {fieldRef: {fieldPath: status.podIP}}}, {name: C, valueFrom: {fieldRef: {fieldPath: "metadata.labels['tier']"}}}, {name: D, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}]`,
 			`A=a B=10.42.0.7 C=front D=192.0.2.1`},
@@ -136,9 +146,9 @@ func TestContainer(t *testing.T) {
 		{"non-root by number", `containers: [{name: web, image: i, securityContext: {runAsNonRoot: true}}]`, "1000",
 			"web_a_shop_u1_2 [] [] shares=2 quota=0 memory=0 oom=1000"},
 		{"non-root by name", `containers: [{name: web, image: i, securityContext: {runAsNonRoot: true}}]`, "www",
-			"error: container has runAsNonRoot and image has non-numeric user (www), cannot verify user is non-root"},
+			"error: container has runAsNonRoot and image has non-numeric user (www), cannot verify user is non-root (pod: \"a_shop(u1)\", container: web)"},
 		{"non-root but root", `containers: [{name: web, image: i, securityContext: {runAsNonRoot: true, runAsUser: 0}}]`, "",
-			"error: container's runAsUser breaks non-root policy"},
+			"error: container's runAsUser breaks non-root policy (pod: \"a_shop(u1)\", container: web)"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			pod := podOf(t, tt.pod)
@@ -146,6 +156,35 @@ func TestContainer(t *testing.T) {
 			have := describe(c)
 			if err != nil {
 				have = "error: " + err.Error()
+			}
+			if have != tt.want {
+				t.Errorf("have %s\nwant %s", have, tt.want)
+			}
+		})
+	}
+}
+
+// What a pod's own resources make of it and of its containers.
+func TestPodResources(t *testing.T) {
+	for _, tt := range []struct{ name, pod, want string }{
+		{"of containers", `containers: [{name: a, image: i, resources: {requests: {cpu: 250m, memory: 100Mi}, limits: {cpu: 1, memory: 200Mi}}}, {name: b, image: i, resources: {requests: {cpu: 750m}}}]`,
+			"pod shares=1024 quota=0 memory=0; a shares=256 quota=100000 memory=209715200 oom=903; b shares=768 quota=0 memory=0 oom=999"},
+		{"best effort", `containers: [{name: a, image: i}]`, "pod shares=2 quota=0 memory=0; a shares=2 quota=0 memory=0 oom=1000"},
+		{"of the pod", `{resources: {requests: {cpu: 500m, memory: 512Mi}, limits: {cpu: 2, memory: 768Mi}}, containers: [{name: a, image: i, resources: {requests: {memory: 256Mi}, limits: {cpu: 500m, memory: 256Mi}}}, {name: b, image: i}]}`,
+			"pod shares=512 quota=200000 memory=805306368; a shares=512 quota=50000 memory=268435456 oom=625; b shares=2048 quota=200000 memory=805306368 oom=875"},
+		{"guaranteed by the pod", `{resources: {requests: {cpu: 1, memory: 64Mi}, limits: {cpu: 1, memory: 64Mi}}, containers: [{name: a, image: i}]}`,
+			"pod shares=1024 quota=100000 memory=67108864; a shares=1024 quota=100000 memory=67108864 oom=-997"},
+		{"a sidecar lives as long as what it serves", `{initContainers: [{name: s, image: i, restartPolicy: Always, resources: {requests: {memory: 10Mi}}}], containers: [{name: a, image: i, resources: {requests: {memory: 512Mi}}}]}`,
+			"pod shares=2 quota=0 memory=0; s shares=2 quota=0 memory=0 oom=500; a shares=2 quota=0 memory=0 oom=500"},
+		{"node critical", `{priority: 2000001000, containers: [{name: a, image: i}]}`, "pod shares=2 quota=0 memory=0; a shares=2 quota=0 memory=0 oom=-997"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pod := podOf(t, tt.pod)
+			r := PodResources(pod)
+			have := fmt.Sprintf("pod shares=%d quota=%d memory=%d", r.CPUShares, r.CPUQuota, r.MemoryLimit)
+			for _, c := range Containers(pod) {
+				r := Resources(pod, c)
+				have += fmt.Sprintf("; %s shares=%d quota=%d memory=%d oom=%d", c.Name, r.CPUShares, r.CPUQuota, r.MemoryLimit, oomScoreAdj(pod, c, 1<<30))
 			}
 			if have != tt.want {
 				t.Errorf("have %s\nwant %s", have, tt.want)

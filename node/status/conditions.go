@@ -6,6 +6,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 
 	"github.com/rundigitalplatform/rookery/node/spec"
 )
@@ -16,6 +17,13 @@ func conditions(in Input, out *v1.PodStatus) {
 	ready := containersReady(in, out)
 	set(in, out, ready)
 	set(in, out, podReady(in, out, ready))
+	if podutil.AllContainersCouldRestart(&in.Pod.Spec) {
+		c := truth(v1.AllContainersRestarting, false, "", "")
+		if in.Restarting {
+			c = truth(v1.AllContainersRestarting, true, "RestartAllContainersStarted", "container exited with restart policy rule")
+		}
+		set(in, out, c)
+	}
 	if c := find(out.Conditions, v1.PodScheduled); c == nil {
 		set(in, out, truth(v1.PodScheduled, true, "", ""))
 	}

@@ -9,6 +9,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
 	v1qos "k8s.io/kubernetes/pkg/apis/core/v1/helper/qos"
 
 	"github.com/rundigitalplatform/rookery/node/spec"
@@ -26,6 +27,7 @@ type Container struct {
 	Ready    bool                         // readiness probe passed, or there is none
 	Old      *v1.ContainerStatus          // as reported before; nil: never
 	Image    *runtime.Image               // nil: not known
+	Sized    bool                         // it runs with the resources that the pod names now
 }
 
 // Input is what a pod's status is made from.
@@ -40,7 +42,12 @@ type Input struct {
 	Ended        bool // it has to end and nothing of it runs any more
 	// Failed, if not empty, is why the pod as a whole was given up, e.g. DeadlineExceeded.
 	Failed, Message string
+	Disruption      *v1.PodCondition // that says so in a condition; nil: none does
+	Sized           bool             // the sandbox runs with the resources that the pod names now
 	Containers      map[string]Container
+	Restarting      bool // a container ended so that all of the pod starts over
+	// RecursiveReadOnly says whether this machine can make mounts read-only with all below.
+	RecursiveReadOnly bool
 }
 
 // Build computes the status. Conditions that others own (PodScheduled, readiness
@@ -51,6 +58,7 @@ func Build(in Input) v1.PodStatus {
 	out.ObservedGeneration = pod.Generation
 	out.InitContainerStatuses = containers(in, pod.Spec.InitContainers, true)
 	out.ContainerStatuses = containers(in, pod.Spec.Containers, false)
+	out.EphemeralContainerStatuses = ephemeral(in)
 	out.QOSClass = v1qos.ComputePodQOS(pod)
 	if out.StartTime == nil {
 		now := metav1.NewTime(in.Now.Truncate(time.Second))
@@ -78,7 +86,14 @@ func Build(in Input) v1.PodStatus {
 			out.Phase = v1.PodFailed
 		}
 	}
+	if whole := pod.Spec.Resources; whole != nil && in.Sized {
+		out.Resources = whole.DeepCopy()
+		out.AllocatedResources = resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
+	}
 	conditions(in, &out)
+	if in.Disruption != nil {
+		set(in, &out, *in.Disruption)
+	}
 	return out
 }
 
@@ -90,11 +105,24 @@ func containers(in Input, specs []v1.Container, init bool) []v1.ContainerStatus 
 	return out
 }
 
+// ephemeral: such containers are neither started nor ready for anybody.
+func ephemeral(in Input) []v1.ContainerStatus {
+	var out []v1.ContainerStatus
+	for i := range in.Pod.Spec.EphemeralContainers {
+		c := (*v1.Container)(&in.Pod.Spec.EphemeralContainers[i].EphemeralContainerCommon)
+		s := container(in, c, in.Containers[c.Name], false)
+		s.Ready, s.Started = false, nil
+		out = append(out, s)
+	}
+	return out
+}
+
 func container(in Input, c *v1.Container, k Container, init bool) v1.ContainerStatus {
 	out := v1.ContainerStatus{
 		Name:         c.Name,
 		Image:        c.Image,
 		RestartCount: int32(max(k.Restarts, 0)),
+		VolumeMounts: mounts(c, in.RecursiveReadOnly),
 	}
 	if k.Last != nil {
 		out.LastTerminationState.Terminated = k.Last
@@ -104,7 +132,7 @@ func container(in Input, c *v1.Container, k Container, init bool) v1.ContainerSt
 		out.ImageID = k.Actual.ImageID
 	}
 	if k.Image != nil {
-		out.ImageID = imageID(*k.Image)
+		out.ImageID = imageID(c.Image, *k.Image)
 	} else if k.Actual != nil && k.Old != nil && k.Old.ImageID != "" && k.Old.ContainerID == out.ContainerID {
 		out.ImageID = k.Old.ImageID
 	}
@@ -132,6 +160,11 @@ func container(in Input, c *v1.Container, k Container, init bool) v1.ContainerSt
 		}
 		out.State.Waiting = &v1.ContainerStateWaiting{Reason: reason}
 	}
+	if running && k.Sized {
+		out.Resources, out.AllocatedResources = c.Resources.DeepCopy(), c.Resources.Requests.DeepCopy()
+	} else if running && k.Old != nil {
+		out.Resources, out.AllocatedResources = k.Old.Resources, k.Old.AllocatedResources
+	}
 	started := running && k.Started
 	if !init || spec.IsSidecar(c) {
 		out.Ready = started && k.Ready && !in.Terminating
@@ -143,8 +176,34 @@ func container(in Input, c *v1.Container, k Container, init bool) v1.ContainerSt
 	return out
 }
 
-// imageID names the image so that another peer could fetch the same one.
-func imageID(img runtime.Image) string {
+// mounts tells which of the read-only mounts are so with all that is mounted below.
+func mounts(c *v1.Container, possible bool) []v1.VolumeMountStatus {
+	var out []v1.VolumeMountStatus
+	for _, m := range c.VolumeMounts {
+		s := v1.VolumeMountStatus{Name: m.Name, MountPath: m.MountPath, ReadOnly: m.ReadOnly}
+		if m.ReadOnly {
+			mode := v1.RecursiveReadOnlyDisabled
+			if w := m.RecursiveReadOnly; w != nil && *w != v1.RecursiveReadOnlyDisabled && possible {
+				mode = v1.RecursiveReadOnlyEnabled
+			}
+			s.RecursiveReadOnly = &mode
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// imageID names the image so that another peer could fetch the same one: from where
+// ref is, if it is known there.
+func imageID(ref string, img runtime.Image) string {
+	for _, name := range runtime.Names(ref) {
+		for _, digest := range img.Digests {
+			repository, _, _ := strings.Cut(digest, "@")
+			if name == digest || strings.HasPrefix(name, repository+":") || strings.HasPrefix(name, repository+"@") {
+				return digest
+			}
+		}
+	}
 	if len(img.Digests) > 0 {
 		return img.Digests[0]
 	}

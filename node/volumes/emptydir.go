@@ -72,19 +72,3 @@ func isMountPoint(dir string) (bool, error) {
 	}
 	return own.Sys().(*syscall.Stat_t).Dev != parent.Sys().(*syscall.Stat_t).Dev, nil
 }
-
-func unmount(dir string) error {
-	info, err := os.Lstat(dir)
-	if err != nil || !info.IsDir() {
-		return nil
-	}
-	mounted, err := isMountPoint(dir)
-	if err != nil || !mounted {
-		return err
-	}
-	// Lazily: a process that outlived its container must not keep the pod from going.
-	if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-		return fmt.Errorf("unmount %s: %w", dir, err)
-	}
-	return nil
-}

@@ -36,7 +36,11 @@ func (m *Manager) WriteEtc(pod *v1.Pod, e Etc) error {
 	}
 	files := map[string]string{"hosts": hosts(pod, e), "resolv.conf": resolvConf(pod, e)}
 	if !pod.Spec.HostNetwork {
-		files["hostname"] = spec.Hostname(pod) + "\n"
+		name, err := spec.Nodename(pod, e.ClusterDomain)
+		if err != nil {
+			return err
+		}
+		files["hostname"] = name + "\n"
 	}
 	for name, content := range files {
 		path := m.etcFile(pod.UID, name)

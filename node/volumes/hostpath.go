@@ -44,13 +44,39 @@ func hostPath(src *v1.HostPathVolumeSource) error {
 		}
 	default:
 		if missing {
-			return fmt.Errorf("hostPath type check failed: %s is not there on this peer", src.Path)
+			return fmt.Errorf("hostPath type check failed, %s is not a %s, unable to determine its type: path %q does not exist", src.Path, called(kind), src.Path)
 		}
 		if isKind(info.Mode(), kind) {
 			return nil
 		}
 	}
-	return fmt.Errorf("hostPath type check failed: %s is not a %s", src.Path, kind)
+	return fmt.Errorf("hostPath type check failed: %s is not a %s, it's a %s", src.Path, called(kind), kindOf(info.Mode()))
+}
+
+// called is a type in kubelet's words.
+func called(kind v1.HostPathType) string {
+	switch kind {
+	case v1.HostPathDirectory, v1.HostPathDirectoryOrCreate:
+		return "directory"
+	case v1.HostPathFile, v1.HostPathFileOrCreate:
+		return "file"
+	case v1.HostPathSocket:
+		return "socket file"
+	case v1.HostPathCharDev:
+		return "character device"
+	case v1.HostPathBlockDev:
+		return "block device"
+	}
+	return string(kind)
+}
+
+func kindOf(mode os.FileMode) string {
+	for _, kind := range []v1.HostPathType{v1.HostPathDirectory, v1.HostPathFile, v1.HostPathSocket, v1.HostPathCharDev, v1.HostPathBlockDev} {
+		if isKind(mode, kind) {
+			return string(kind)
+		}
+	}
+	return mode.Type().String()
 }
 
 func isKind(mode os.FileMode, kind v1.HostPathType) bool {

@@ -1,33 +1,58 @@
 package volumes
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
+	"strconv"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/rundigitalplatform/rookery/node/spec"
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
+// For is what mounts are made for.
+type For struct {
+	Attempt int
+	Env     []runtime.EnvVar // serves subPathExpr
+	// Users is a user namespace whose users own the files, as a path; empty: the machine's.
+	Users string
+	// Images are where the images of image volumes are mounted, by the volume's name.
+	Images map[string]string
+}
+
 // Mounts resolves a container's volume mounts, and adds /etc/hosts, /etc/hostname,
 // /etc/resolv.conf and the file for its termination message unless the container
-// mounts something there itself. env serves subPathExpr.
-func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, attempt int, env []runtime.EnvVar) ([]runtime.Mount, error) {
+// mounts something there itself.
+func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, in For) ([]runtime.Mount, error) {
+	if err := m.unstage(pod.UID, c.Name); err != nil {
+		return nil, err
+	}
+	var users *os.File
+	if in.Users != "" {
+		var err error
+		if users, err = os.Open(in.Users); err != nil {
+			return nil, fmt.Errorf("open the pod's user namespace: %w", err)
+		}
+		defer users.Close()
+	}
 	var out []runtime.Mount
 	taken := map[string]bool{}
 	for i := range c.VolumeMounts {
 		vm := &c.VolumeMounts[i]
-		mount, err := m.mount(pod, vm, env)
+		mount, err := m.mount(pod, vm, in, users, filepath.Join(m.stageDir(pod.UID, c.Name), strconv.Itoa(i)))
 		if err != nil {
+			if vm.SubPath != "" || vm.SubPathExpr != "" {
+				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, c.Name, err)
+			}
 			return nil, fmt.Errorf("mount %s at %s: %w", vm.Name, vm.MountPath, err)
 		}
 		taken[filepath.Clean(vm.MountPath)] = true
 		out = append(out, mount)
 	}
+	own := len(out)
 	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
 		target, source := "/etc/"+name, m.etcFile(pod.UID, name)
 		if _, err := os.Stat(source); err == nil && !taken[target] {
@@ -35,20 +60,25 @@ func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, attempt int, env []runtim
 		}
 	}
 	if path := c.TerminationMessagePath; path != "" && !taken[filepath.Clean(path)] {
-		source, err := m.terminationFile(pod.UID, c.Name, attempt)
+		source, err := m.terminationFile(pod.UID, c.Name, in.Attempt)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, runtime.Mount{Source: source, Target: path})
 	}
+	for i := own; i < len(out) && users != nil; i++ {
+		target := filepath.Join(m.stageDir(pod.UID, c.Name), strconv.Itoa(i))
+		if err := m.stageMount(out[i].Source, "", target, false, staged{users: users}); err != nil {
+			return nil, fmt.Errorf("mount %s: %w", out[i].Target, err)
+		}
+		out[i].Source = target
+	}
 	return out, nil
 }
 
-func (m *Manager) mount(pod *v1.Pod, vm *v1.VolumeMount, env []runtime.EnvVar) (runtime.Mount, error) {
-	if vm.RecursiveReadOnly != nil && *vm.RecursiveReadOnly == v1.RecursiveReadOnlyEnabled {
-		return runtime.Mount{}, fmt.Errorf("recursiveReadOnly: Enabled is not supported; use IfPossible")
-	}
-	v := findVolume(pod, vm.Name)
+// mount resolves one mount; where it has to be mounted beforehand, that is at target.
+func (m *Manager) mount(pod *v1.Pod, vm *v1.VolumeMount, in For, users *os.File, target string) (runtime.Mount, error) {
+	v := Find(pod, vm.Name)
 	if v == nil {
 		return runtime.Mount{}, fmt.Errorf("the pod has no such volume")
 	}
@@ -56,6 +86,12 @@ func (m *Manager) mount(pod *v1.Pod, vm *v1.VolumeMount, env []runtime.EnvVar) (
 	switch {
 	case v.HostPath != nil:
 		out.Source = v.HostPath.Path
+	case v.Image != nil:
+		if out.Source = in.Images[v.Name]; out.Source == "" {
+			return runtime.Mount{}, fmt.Errorf("its image is not mounted")
+		}
+		out.ReadOnly, out.NoExec = true, true // as in kubelet
+		users = nil                           // the engine's file system cannot be mapped; anybody may read it
 	case v.EmptyDir == nil:
 		out.ReadOnly = true // what is projected is not the pod's to write, as in kubelet
 	}
@@ -67,55 +103,44 @@ func (m *Manager) mount(pod *v1.Pod, vm *v1.VolumeMount, env []runtime.EnvVar) (
 			out.Propagation = "rshared"
 		}
 	}
+	recursive, err := Recursive(vm, RecursiveReadOnly())
+	if err != nil {
+		return runtime.Mount{}, err
+	}
 	sub := vm.SubPath
 	if vm.SubPathExpr != "" {
-		var err error
-		if sub, err = spec.ExpandSubPath(vm.SubPathExpr, env); err != nil {
+		if sub, err = spec.ExpandSubPath(vm.SubPathExpr, in.Env); err != nil {
 			return runtime.Mount{}, err
 		}
 	}
-	if sub != "" {
-		var err error
-		if out.Source, err = subPath(out.Source, sub); err != nil {
-			return runtime.Mount{}, err
-		}
+	if sub == "" && !recursive && users == nil {
+		return out, nil
 	}
+	if err := m.stageMount(out.Source, sub, target, v.Image == nil, staged{recursive, out.Propagation, users}); err != nil {
+		return runtime.Mount{}, err
+	}
+	out.Source = target
 	return out, nil
 }
 
-// subPath resolves a path inside the volume, creating a directory where nothing
-// is. It never leads out of the volume, by links neither.
-func subPath(volume, sub string) (string, error) {
-	if filepath.IsAbs(sub) || !filepath.IsLocal(sub) {
-		return "", fmt.Errorf("subPath %q must be relative and must not contain '..'", sub)
+// stageMount mounts sub, or all, of a volume at target; create: sub, where it is not there.
+func (m *Manager) stageMount(volume, sub, target string, create bool, s staged) error {
+	var fd int
+	var err error
+	if sub != "" {
+		fd, err = openSub(volume, sub, create)
+	} else {
+		fd, err = unix.Open(volume, unix.O_PATH|unix.O_CLOEXEC, 0)
 	}
-	root, err := os.OpenRoot(volume)
 	if err != nil {
-		return "", fmt.Errorf("open volume: %w", err)
+		return err
 	}
-	defer root.Close()
-	if _, err := root.Stat(sub); errors.Is(err, os.ErrNotExist) {
-		if err := root.MkdirAll(sub, 0o750); err != nil {
-			return "", fmt.Errorf("create subPath: %w", err)
-		}
-	} else if err != nil {
-		return "", fmt.Errorf("resolve subPath: %w", err)
-	}
-	base, err := filepath.EvalSymlinks(volume)
-	if err != nil {
-		return "", fmt.Errorf("resolve volume: %w", err)
-	}
-	path, err := filepath.EvalSymlinks(filepath.Join(volume, sub))
-	if err != nil {
-		return "", fmt.Errorf("resolve subPath: %w", err)
-	}
-	if base != "/" && path != base && !strings.HasPrefix(path, base+"/") {
-		return "", fmt.Errorf("subPath %q leads out of the volume", sub)
-	}
-	return path, nil
+	defer unix.Close(fd)
+	return stage(fd, target, s)
 }
 
-func findVolume(pod *v1.Pod, name string) *v1.Volume {
+// Find returns the pod's volume of that name, or nil.
+func Find(pod *v1.Pod, name string) *v1.Volume {
 	for i := range pod.Spec.Volumes {
 		if pod.Spec.Volumes[i].Name == name {
 			return &pod.Spec.Volumes[i]

@@ -72,8 +72,10 @@ func (p *projection) source(ctx context.Context, s *v1.VolumeProjection) error {
 		return p.downward(s.DownwardAPI.Items)
 	case s.ServiceAccountToken != nil:
 		return p.token(ctx, s.ServiceAccountToken)
+	case s.ClusterTrustBundle != nil:
+		return p.trustBundle(s.ClusterTrustBundle)
 	}
-	return fmt.Errorf("this projected source is not supported; use configMap, secret, downwardAPI or serviceAccountToken")
+	return fmt.Errorf("this projected source is not supported; use configMap, secret, downwardAPI, serviceAccountToken or clusterTrustBundle")
 }
 
 func (p *projection) defaultMode(mode *int32) {

@@ -74,6 +74,8 @@ func (m *Manager) setup(ctx context.Context, pod *v1.Pod, v *v1.Volume, info spe
 	switch {
 	case v.EmptyDir != nil:
 		return time.Time{}, m.emptyDir(pod, v)
+	case v.Image != nil:
+		return time.Time{}, nil // mounted by the engine, container by container
 	case v.HostPath != nil:
 		return time.Time{}, hostPath(v.HostPath)
 	case v.ConfigMap != nil, v.Secret != nil, v.DownwardAPI != nil, v.Projected != nil:
@@ -81,7 +83,7 @@ func (m *Manager) setup(ctx context.Context, pod *v1.Pod, v *v1.Volume, info spe
 	case v.PersistentVolumeClaim != nil:
 		return time.Time{}, fmt.Errorf("persistentVolumeClaim %q: persistent volumes are not supported yet; use hostPath or emptyDir", v.PersistentVolumeClaim.ClaimName)
 	}
-	return time.Time{}, fmt.Errorf("this kind of volume is not supported; use emptyDir, hostPath, configMap, secret, downwardAPI or projected")
+	return time.Time{}, fmt.Errorf("this kind of volume is not supported; use emptyDir, hostPath, configMap, secret, downwardAPI, projected or image")
 }
 
 // Cleanup unmounts and removes everything of a pod. Idempotent.
@@ -93,15 +95,8 @@ func (m *Manager) Cleanup(uid types.UID) error {
 		}
 	}
 	m.mu.Unlock()
-	base := filepath.Join(m.PodDir(uid), "volumes")
-	entries, err := os.ReadDir(base)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("read volumes: %w", err)
-	}
-	for _, e := range entries {
-		if err := unmount(filepath.Join(base, e.Name())); err != nil {
-			return err // removing would empty what is mounted
-		}
+	if err := unmountBelow(m.PodDir(uid)); err != nil {
+		return err // removing would empty what is mounted
 	}
 	if err := os.RemoveAll(m.PodDir(uid)); err != nil {
 		return fmt.Errorf("remove pod directory: %w", err)

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -28,6 +30,26 @@ func (o objects) ConfigMap(_, name string) (*v1.ConfigMap, error) {
 	}
 	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "configmaps"}, name)
 }
+
+func (o objects) TrustBundles(of *v1.ClusterTrustBundleProjection) ([]certificatesv1.ClusterTrustBundle, error) {
+	if of.Name == nil || *of.Name != "ca" {
+		return nil, nil
+	}
+	return []certificatesv1.ClusterTrustBundle{{Spec: certificatesv1.ClusterTrustBundleSpec{TrustBundle: twoCertificates}}}, nil
+}
+
+// twoCertificates are three blocks, one of them twice.
+const twoCertificates = `words
+-----BEGIN CERTIFICATE-----
+Yg==
+-----END CERTIFICATE-----
+-----BEGIN CERTIFICATE-----
+YQ==
+-----END CERTIFICATE-----
+-----BEGIN CERTIFICATE-----
+Yg==
+-----END CERTIFICATE-----
+`
 
 func (o objects) Secret(_, name string) (*v1.Secret, error) {
 	data, ok := o.secrets[name]
@@ -193,10 +215,16 @@ func TestSubPathStaysInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	for sub, ok := range map[string]bool{"a/b": true, "out": false, "out/passwd": false, "../x": false, "/etc": false} {
-		path, err := subPath(dir, sub)
+		fd, err := openSub(dir, sub, true)
 		if (err == nil) != ok {
-			t.Errorf("%s: %s %v", sub, path, err)
+			t.Errorf("%s: %v", sub, err)
 		}
+		if err == nil {
+			unix.Close(fd)
+		}
+	}
+	if _, err := openSub(dir, "none", false); err == nil {
+		t.Error("what is not there was made")
 	}
 }
 
@@ -241,11 +269,11 @@ func TestHostPath(t *testing.T) {
 	}{
 		{dir, v1.HostPathDirectory, ""},
 		{file, v1.HostPathFile, ""},
-		{file, v1.HostPathDirectory, "is not a Directory"},
+		{file, v1.HostPathDirectory, "is not a directory, it's a File"},
 		{dir + "/new", v1.HostPathDirectoryOrCreate, ""},
 		{dir + "/newfile", v1.HostPathFileOrCreate, ""},
-		{dir + "/none", v1.HostPathFile, "is not there on this peer"},
-		{file, v1.HostPathSocket, "is not a Socket"},
+		{dir + "/none", v1.HostPathFile, "is not a file, unable to determine its type: path"},
+		{file, v1.HostPathSocket, "is not a socket file, it's a File"},
 		{"/dev/null", v1.HostPathCharDev, ""},
 		{dir + "/unset", v1.HostPathUnset, ""},
 	} {

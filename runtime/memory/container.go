@@ -33,7 +33,7 @@ type run struct {
 
 // CreateContainer implements runtime.Runtime.
 func (r *Runtime) CreateContainer(ctx context.Context, sandboxID string, spec runtime.ContainerSpec) (string, error) {
-	if err := r.m.enter(ctx); err != nil {
+	if err := r.m.enter(ctx, sandboxID); err != nil {
 		return "", fmt.Errorf("create container %s: %w", spec.Name, err)
 	}
 	defer r.m.mu.Unlock()
@@ -121,6 +121,23 @@ func (m *Machine) end(c *container, run *run, code int, oom bool) {
 	c.out.close()
 	close(run.done)
 	m.publish(c.sandbox, runtime.ContainerDied, c.state.ID)
+}
+
+// UpdateContainer implements runtime.Runtime. The process hears nothing of it.
+func (r *Runtime) UpdateContainer(ctx context.Context, id string, res runtime.Resources) error {
+	if err := r.m.enter(ctx); err != nil {
+		return fmt.Errorf("update container %s: %w", id, err)
+	}
+	defer r.m.mu.Unlock()
+	c := r.m.containers[id]
+	switch {
+	case c == nil:
+		return fmt.Errorf("update container %s: %w", id, runtime.ErrNotFound)
+	case c.state.State != runtime.Running:
+		return fmt.Errorf("update container %s: it does not run", c.spec.Name)
+	}
+	c.spec.Resources = res
+	return nil
 }
 
 // StopContainer implements runtime.Runtime.

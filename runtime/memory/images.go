@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/rundigitalplatform/rookery/runtime"
@@ -84,13 +86,65 @@ func (r *Runtime) Images(ctx context.Context) ([]runtime.Image, error) {
 	defer r.m.mu.Unlock()
 	out := make([]runtime.Image, 0, len(r.m.images))
 	for _, img := range r.m.images {
-		out = append(out, copyImage(img))
+		img = copyImage(img)
+		img.Containers = len(r.m.madeFrom(img.ID))
+		out = append(out, img)
 	}
 	return out, nil
 }
 
-// PullImage implements runtime.Runtime over Config.Registry; auth is not looked at.
-func (r *Runtime) PullImage(ctx context.Context, ref string, _ *runtime.RegistryAuth) (runtime.Image, error) {
+// madeFrom are the containers of an image. Called with the lock.
+func (m *Machine) madeFrom(id string) (ids []string) {
+	for _, c := range m.containers {
+		if c.state.ImageID == id {
+			ids = append(ids, c.state.ID)
+		}
+	}
+	return ids
+}
+
+// RemoveImage implements runtime.Runtime.
+func (r *Runtime) RemoveImage(ctx context.Context, id string) error {
+	if err := r.m.enter(ctx); err != nil {
+		return fmt.Errorf("remove image %s: %w", id, err)
+	}
+	defer r.m.mu.Unlock()
+	if users := r.m.madeFrom(id); len(users) > 0 {
+		return fmt.Errorf("remove image %s: %w by container %s", id, runtime.ErrInUse, users[0])
+	}
+	r.m.images = slices.DeleteFunc(r.m.images, func(img runtime.Image) bool { return img.ID == id })
+	return nil
+}
+
+// MountImage implements runtime.Runtime: the directory is there, with nothing in it.
+func (r *Runtime) MountImage(ctx context.Context, sandboxID, ref string) (string, error) {
+	if err := r.m.enter(ctx); err != nil {
+		return "", fmt.Errorf("mount image %s: %w", ref, err)
+	}
+	defer r.m.mu.Unlock()
+	img, ok := find(r.m.images, ref)
+	switch {
+	case r.m.sandboxes[sandboxID] == nil:
+		return "", fmt.Errorf("mount image %s: sandbox %s: %w", ref, sandboxID, runtime.ErrNotFound)
+	case !ok:
+		return "", fmt.Errorf("mount image %s: %w", ref, runtime.ErrNotFound)
+	case r.m.cfg.ImageDir == "":
+		return "", fmt.Errorf("mount image %s: the machine has no directory for that", ref)
+	}
+	path := filepath.Join(r.m.cfg.ImageDir, img.ID)
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return "", fmt.Errorf("mount image %s: %w", ref, err)
+	}
+	return path, nil
+}
+
+// PullImage implements runtime.Runtime over Config.Registry and Config.Pull.
+func (r *Runtime) PullImage(ctx context.Context, ref string, auth *runtime.RegistryAuth) (runtime.Image, error) {
+	if r.m.cfg.Pull != nil {
+		if err := r.m.cfg.Pull(ctx, ref, auth); err != nil {
+			return runtime.Image{}, err
+		}
+	}
 	if err := r.m.enter(ctx); err != nil {
 		return runtime.Image{}, fmt.Errorf("pull image %s: %w", ref, err)
 	}

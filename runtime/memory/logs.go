@@ -51,6 +51,17 @@ func (o *output) close() {
 	o.wake()
 }
 
+// size is how many bytes were printed.
+func (o *output) size() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := len(o.partial[0]) + len(o.partial[1])
+	for _, l := range o.lines {
+		n += len(l.text)
+	}
+	return int64(n)
+}
+
 // wake is called with the lock.
 func (o *output) wake() {
 	close(o.changed)

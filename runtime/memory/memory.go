@@ -10,6 +10,7 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -27,10 +28,22 @@ type Config struct {
 	// Exec runs a command in a running container. ctx ends with the call or the container. nil: every
 	// command exits with 0 at once.
 	Exec func(ctx context.Context, spec runtime.ContainerSpec, opts runtime.ExecOptions) (int, error)
+	// Usage tells what a container has used that has run for so long: CPU time, and
+	// bytes of memory. nil: nothing.
+	Usage func(spec runtime.ContainerSpec, ran time.Duration) (cpu time.Duration, memory int64)
+	// Disk tells how many bytes a container has written on top of its image. nil: none.
+	Disk func(spec runtime.ContainerSpec) int64
 	// Images are local from the start.
 	Images []runtime.Image
 	// Registry is what PullImage finds.
 	Registry []runtime.Image
+	// Pull is asked before that, without lock; its error is what PullImage returns. nil: every
+	// image of the registry is anybody's.
+	Pull func(ctx context.Context, ref string, auth *runtime.RegistryAuth) error
+	// Handlers are the OCI runtimes that are known beside the default one.
+	Handlers []string
+	// ImageDir is where images are mounted: DIR/ID. Empty: they cannot be.
+	ImageDir string
 	// StartDelay is how long RunSandbox and StartContainer take; 0: no time.
 	StartDelay time.Duration
 }
@@ -50,6 +63,7 @@ type Machine struct {
 
 	mu          sync.Mutex
 	down        error
+	stalled     map[string]chan struct{} // by id; closed when its calls go on
 	sandboxes   map[string]*sandbox
 	containers  map[string]*container
 	images      []runtime.Image
@@ -70,10 +84,17 @@ func New(cfg Config) *Machine {
 	}
 	m := &Machine{
 		cfg:         cfg,
+		stalled:     map[string]chan struct{}{},
 		sandboxes:   map[string]*sandbox{},
 		containers:  map[string]*container{},
 		subscribers: map[*subscriber]struct{}{},
 		lastPID:     100_000,
+	}
+	if m.cfg.Usage == nil {
+		m.cfg.Usage = func(runtime.ContainerSpec, time.Duration) (time.Duration, int64) { return 0, 0 }
+	}
+	if m.cfg.Disk == nil {
+		m.cfg.Disk = func(runtime.ContainerSpec) int64 { return 0 }
 	}
 	for _, img := range cfg.Images {
 		m.AddImage(img)
@@ -160,17 +181,47 @@ type Runtime struct {
 
 var _ runtime.Runtime = (*Runtime)(nil)
 
-// enter takes the machine's lock for a call, unless the call cannot happen.
-func (m *Machine) enter(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	if m.down != nil {
+// enter takes the machine's lock for a call about the sandbox or container of that id,
+// if it is about one, unless the call cannot happen.
+func (m *Machine) enter(ctx context.Context, ids ...string) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		m.mu.Lock()
+		if m.down != nil {
+			m.mu.Unlock()
+			return m.down
+		}
+		wait := m.stalled[""]
+		for _, id := range ids {
+			wait = cmp.Or(wait, m.stalled[id])
+		}
+		if wait == nil {
+			return nil
+		}
 		m.mu.Unlock()
-		return m.down
+		select {
+		case <-wait:
+		case <-ctx.Done():
+		}
 	}
-	return nil
+}
+
+// Stall makes calls hang that are about the sandbox of that id, or all of them if it
+// is empty, until their context ends or the returned function is called. Events come.
+func (m *Machine) Stall(id string) (resume func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stalled[id] = make(chan struct{})
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if wait := m.stalled[id]; wait != nil {
+			close(wait)
+			delete(m.stalled, id)
+		}
+	}
 }
 
 // delay passes the time that a start takes.
@@ -192,6 +243,15 @@ func (m *Machine) delay(ctx context.Context) error {
 func (m *Machine) newID() string {
 	m.lastID++
 	return fmt.Sprintf("%064x", m.lastID)
+}
+
+// Ping implements runtime.Runtime.
+func (r *Runtime) Ping(ctx context.Context) error {
+	if err := r.m.enter(ctx); err != nil {
+		return fmt.Errorf("ping memory engine: %w", err)
+	}
+	r.m.mu.Unlock()
+	return nil
 }
 
 // Info names the engine "memory".

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/rundigitalplatform/rookery/runtime"
 	"github.com/rundigitalplatform/rookery/runtime/memory"
@@ -18,6 +19,7 @@ const guestImage = "localhost/guest:1"
 func newMachine(t *testing.T) *memory.Machine {
 	m := memory.New(memory.Config{
 		Images: []runtime.Image{{Names: []string{guestImage}}},
+		Usage:  guestUsage, Handlers: []string{"other"}, ImageDir: t.TempDir(),
 		Run: func(ctx context.Context, p memory.Process) int {
 			return guest.Run(ctx, guest.Process{Args: p.Spec.Args, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Stop: p.Stop})
 		},
@@ -30,6 +32,14 @@ func newMachine(t *testing.T) *memory.Machine {
 	return m
 }
 
+// guestUsage is what package guest's program uses of a real machine.
+func guestUsage(spec runtime.ContainerSpec, ran time.Duration) (time.Duration, int64) {
+	if len(spec.Args) > 0 && spec.Args[0] == "burn" {
+		return ran, 20 << 20
+	}
+	return time.Millisecond, 1 << 20
+}
+
 type killer struct {
 	*memory.Runtime
 	m *memory.Machine
@@ -39,16 +49,18 @@ func (k killer) KillSandbox(id string) error { return k.m.KillSandbox(id) }
 
 func TestConformance(t *testing.T) {
 	m := newMachine(t)
-	var archive bytes.Buffer
-	if err := image.Write(&archive, image.Spec{Names: []string{"localhost/loaded:1"}}); err != nil {
-		t.Fatal(err)
+	var archive, removable bytes.Buffer
+	for name, to := range map[string]*bytes.Buffer{"localhost/loaded:1": &archive, "localhost/removable:1": &removable} {
+		if err := image.Write(to, image.Spec{Names: []string{name}, Labels: map[string]string{"name": name}}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Run("suite", func(t *testing.T) {
 		runtimetest.Run(t, runtimetest.Subject{
 			Connect: func(_ *testing.T, owner string) runtime.Runtime { return killer{m.Runtime(owner), m} },
 			Image:   guestImage,
 			Program: "/guest",
-			Archive: archive.Bytes(),
+			Archive: archive.Bytes(), Removable: removable.Bytes(), Handler: "other",
 		})
 	})
 }

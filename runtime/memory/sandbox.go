@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/rundigitalplatform/rookery/runtime"
@@ -13,6 +14,7 @@ type sandbox struct {
 	owner      string
 	state      runtime.Sandbox // without Containers
 	containers []*container
+	resources  runtime.Resources
 }
 
 // RunSandbox implements runtime.Runtime.
@@ -27,13 +29,16 @@ func (r *Runtime) RunSandbox(ctx context.Context, spec runtime.SandboxSpec) (run
 	if spec.Name == "" {
 		return runtime.Sandbox{}, fmt.Errorf("run sandbox: the name is empty")
 	}
+	if spec.Handler != "" && !slices.Contains(r.m.cfg.Handlers, spec.Handler) {
+		return runtime.Sandbox{}, fmt.Errorf("run sandbox %s: %w: %s", spec.Name, runtime.ErrNoHandler, spec.Handler)
+	}
 	for _, s := range r.m.sandboxes {
 		if s.state.Name == spec.Name {
 			return runtime.Sandbox{}, fmt.Errorf("run sandbox %s: %w", spec.Name, runtime.ErrExists)
 		}
 	}
 	r.m.lastPID++
-	s := &sandbox{owner: r.owner, state: runtime.Sandbox{
+	s := &sandbox{owner: r.owner, resources: spec.Resources, state: runtime.Sandbox{
 		ID:      r.m.newID(),
 		Name:    spec.Name,
 		Labels:  r.labels(spec.Name, spec.Labels),
@@ -54,9 +59,45 @@ func (r *Runtime) labels(sandbox string, more map[string]string) map[string]stri
 	return out
 }
 
+// UpdateSandbox implements runtime.Runtime. Nothing here uses resources.
+func (r *Runtime) UpdateSandbox(ctx context.Context, s runtime.Sandbox, res runtime.Resources) error {
+	if err := r.m.enter(ctx); err != nil {
+		return fmt.Errorf("update sandbox %s: %w", s.Name, err)
+	}
+	defer r.m.mu.Unlock()
+	mine := r.m.sandboxes[s.ID]
+	if mine == nil || !mine.state.Running {
+		return fmt.Errorf("update sandbox %s: it does not run: %w", s.Name, runtime.ErrNotFound)
+	}
+	mine.resources = res
+	return nil
+}
+
+// SandboxResources are those that a sandbox has now; false: there is none of that id.
+func (m *Machine) SandboxResources(id string) (runtime.Resources, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.sandboxes[id]
+	if s == nil {
+		return runtime.Resources{}, false
+	}
+	return s.resources, true
+}
+
+// Spec is what a container was made from.
+func (m *Machine) Spec(containerID string) (runtime.ContainerSpec, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.containers[containerID]
+	if c == nil {
+		return runtime.ContainerSpec{}, fmt.Errorf("container %s: %w", containerID, runtime.ErrNotFound)
+	}
+	return c.spec, nil
+}
+
 // StopSandbox implements runtime.Runtime.
 func (r *Runtime) StopSandbox(ctx context.Context, id string) error {
-	if err := r.m.enter(ctx); err != nil {
+	if err := r.m.enter(ctx, id); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", id, err)
 	}
 	defer r.m.mu.Unlock()
@@ -68,7 +109,7 @@ func (r *Runtime) StopSandbox(ctx context.Context, id string) error {
 
 // RemoveSandbox implements runtime.Runtime.
 func (r *Runtime) RemoveSandbox(ctx context.Context, id string) error {
-	if err := r.m.enter(ctx); err != nil {
+	if err := r.m.enter(ctx, id); err != nil {
 		return fmt.Errorf("remove sandbox %s: %w", id, err)
 	}
 	defer r.m.mu.Unlock()
@@ -119,7 +160,7 @@ func (r *Runtime) List(ctx context.Context) ([]runtime.Sandbox, error) {
 
 // Inspect implements runtime.Runtime.
 func (r *Runtime) Inspect(ctx context.Context, id string) (runtime.Sandbox, error) {
-	if err := r.m.enter(ctx); err != nil {
+	if err := r.m.enter(ctx, id); err != nil {
 		return runtime.Sandbox{}, fmt.Errorf("inspect sandbox %s: %w", id, err)
 	}
 	defer r.m.mu.Unlock()

@@ -125,8 +125,16 @@ func call[T any](ctx context.Context, e *engine, f func(context.Context) (T, err
 		}
 		return res.value, nil
 	case <-ctx.Done():
-		return zero, ctx.Err()
+		return zero, e.late(ctx)
 	}
+}
+
+// late says that the caller's time was over before Podman answered.
+func (e *engine) late(ctx context.Context) error {
+	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return ctx.Err()
+	}
+	return fmt.Errorf("podman did not answer in time at %s; is it hung? try `systemctl restart podman.service`: %w", e.socket, ctx.Err())
 }
 
 // do is call for calls without a result.
@@ -138,7 +146,7 @@ func do(ctx context.Context, e *engine, f func(context.Context) error) error {
 // explain turns what the bindings return into the errors of package runtime.
 func (e *engine) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return e.late(ctx)
 	}
 	var model *errorhandling.ErrorModel
 	if errors.As(err, &model) {

@@ -31,6 +31,14 @@ default_ulimits = ["nofile=16384:16384","nproc=32768:32768"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+[engine.runtimes]
+wrapped = ["DIR/wrapped"]
+`
+
+// wrapped is an OCI runtime beside the default one: it notes each call and has runc do it.
+const wrapped = `#!/bin/sh
+echo "$@" >> DIR/wrapped.log
+exec runc "$@"
 `
 
 // service is a Podman service of the test's own, with its own storage.
@@ -60,12 +68,15 @@ func requirePodman(t testing.TB) {
 func (s *service) command(args ...string) *exec.Cmd {
 	global := []string{"--root", s.dir + "/root", "--runroot", s.dir + "/run", "--tmpdir", s.dir + "/tmp", "--network-config-dir", s.dir + "/net"}
 	cmd := exec.Command("podman", append(global, args...)...)
-	cmd.Env = append(os.Environ(), "CONTAINERS_CONF="+s.dir+"/containers.conf")
+	cmd.Env = append(os.Environ(), "CONTAINERS_CONF="+s.dir+"/containers.conf", "CONTAINERS_REGISTRIES_CONF="+s.dir+"/registries.conf")
 	return cmd
 }
 
 // startService runs a service until the test ends, and then removes all that it made.
-func startService(t testing.TB) *service {
+func startService(t testing.TB) *service { return startServiceWith(t, "", 0) }
+
+// startServiceWith has its own registries.conf and, unless it is 0, so many bytes of storage.
+func startServiceWith(t testing.TB, registries string, storage int) *service {
 	// conmon leaves its parent; here it becomes this process's child, which buries it at the end.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		t.Fatal(err)
@@ -75,8 +86,18 @@ func startService(t testing.TB) *service {
 		t.Fatal(err)
 	}
 	s := &service{dir: dir, socket: dir + "/podman.sock", output: &bytes.Buffer{}}
-	if err := os.WriteFile(dir+"/containers.conf", []byte(containersConf), 0o644); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{"containers.conf": containersConf, "registries.conf": registries, "wrapped": wrapped} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.ReplaceAll(text, "DIR", dir)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if storage > 0 {
+		if err := os.Mkdir(dir+"/root", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", dir+"/root", "tmpfs", 0, fmt.Sprintf("size=%d", storage)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s.cmd = s.command("system", "service", "-t", "0", "unix://"+s.socket)
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
@@ -84,11 +105,38 @@ func startService(t testing.TB) *service {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.stop(t) })
+	s.listens(t, s.socket)
+	return s
+}
+
+// second starts a service on the same storage with another OCI runtime, until the test ends.
+func (s *service) second(t testing.TB, runtime string) (socket string) {
+	socket = s.dir + "/" + runtime + ".sock"
+	cmd := s.command("--runtime", runtime, "system", "service", "-t", "0", "unix://"+socket)
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Errorf("stop service: %v", err)
+		}
+		_ = cmd.Wait() // it says that it was terminated
+		if t.Failed() {
+			t.Logf("podman service of %s said: %s", runtime, &output)
+		}
+	})
+	s.listens(t, socket)
+	return socket
+}
+
+func (s *service) listens(t testing.TB, socket string) {
 	deadline := time.After(20 * time.Second)
 	for ticker := time.NewTicker(20 * time.Millisecond); ; {
-		if _, err := os.Stat(s.socket); err == nil {
+		if _, err := os.Stat(socket); err == nil {
 			ticker.Stop()
-			return s
+			return
 		}
 		select {
 		case <-ticker.C:
@@ -189,7 +237,11 @@ func buildGuest(t testing.TB) string {
 }
 
 func newRuntime(t testing.TB, socket, owner string) *Runtime {
-	r, err := New(Config{Socket: socket, Owner: owner})
+	return newRuntimeWith(t, Config{Socket: socket, Owner: owner})
+}
+
+func newRuntimeWith(t testing.TB, cfg Config) *Runtime {
+	r, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

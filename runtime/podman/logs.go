@@ -16,8 +16,8 @@ import (
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
-// logPoll is how often a followed file is looked at. Nobody reads faster, and only
-// what is followed costs anything.
+// logPoll is how often a followed file is looked at where it cannot be watched: the
+// kernel allows each user 128 watches, and somebody else may have them all.
 const logPoll = 100 * time.Millisecond
 
 // Logs implements runtime.Runtime. It reads the container's k8s-file log itself:
@@ -42,6 +42,12 @@ func (r *Runtime) logs(ctx context.Context, containerID string, opts runtime.Log
 	}
 	reader := &logReader{path: data.HostConfig.LogConfig.Path, opts: opts, stdout: stdout, stderr: stderr}
 	defer reader.close()
+	follow := opts.Follow && data.State != nil && data.State.Running
+	if follow {
+		if reader.watch, err = watchLog(reader.path); err == nil {
+			defer reader.watch.close()
+		}
+	}
 	if err := reader.open(); err != nil {
 		return err
 	}
@@ -50,7 +56,7 @@ func (r *Runtime) logs(ctx context.Context, containerID string, opts runtime.Log
 			return err
 		}
 	}
-	if !opts.Follow || data.State == nil || !data.State.Running {
+	if !follow {
 		return reader.read(ctx)
 	}
 	return r.follow(ctx, containerID, reader)
@@ -67,13 +73,17 @@ func (r *Runtime) follow(ctx context.Context, containerID string, reader *logRea
 			return err
 		})
 	}()
-	ticker := time.NewTicker(logPoll)
-	defer ticker.Stop()
+	var changed <-chan struct{}
+	var poll <-chan time.Time
+	if reader.watch != nil {
+		changed = reader.watch.wake
+	} else {
+		ticker := time.NewTicker(logPoll)
+		defer ticker.Stop()
+		poll = ticker.C
+	}
 	for {
-		if err := reader.read(ctx); err != nil {
-			return err
-		}
-		if err := reader.reopen(ctx); err != nil {
+		if err := reader.goOn(ctx); err != nil {
 			return err
 		}
 		select {
@@ -83,8 +93,12 @@ func (r *Runtime) follow(ctx context.Context, containerID string, reader *logRea
 			if err != nil && !errors.Is(err, runtime.ErrNotFound) {
 				return fmt.Errorf("wait for its end: %w", err)
 			}
-			return reader.read(ctx)
-		case <-ticker.C:
+			if err := reader.goOn(ctx); err != nil {
+				return err
+			}
+			return reader.reopen(ctx) // a change that was not told yet
+		case <-changed:
+		case <-poll:
 		}
 	}
 }
@@ -99,6 +113,7 @@ type logReader struct {
 	path           string
 	opts           runtime.LogOptions
 	stdout, stderr io.Writer
+	watch          *logWatch // nil: not followed, or by looking from time to time
 
 	file    *os.File // nil: not there yet
 	rest    []byte   // a line without its end
@@ -148,6 +163,44 @@ func (l *logReader) read(ctx context.Context) error {
 		}
 		l.rest = l.rest[:0]
 	}
+}
+
+// goOn prints what came since, through all files that took the log's place meanwhile.
+func (l *logReader) goOn(ctx context.Context) error {
+	if l.watch == nil {
+		if err := l.read(ctx); err != nil {
+			return err
+		}
+		return l.reopen(ctx)
+	}
+	for {
+		next := l.watch.take()
+		if err := l.read(ctx); err != nil { // to the end of this one: it is replaced, so nothing comes any more
+			return errors.Join(err, closeFile(next))
+		}
+		if next == nil {
+			return nil
+		}
+		is, err := same(l.file, next)
+		if err != nil {
+			return errors.Join(err, closeFile(next))
+		}
+		if is { // it was replaced just before it was opened
+			if err := closeFile(next); err != nil {
+				return err
+			}
+			continue
+		}
+		l.close()
+		l.file, l.rest = next, nil
+	}
+}
+
+func closeFile(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	return f.Close()
 }
 
 // reopen goes on in the new file where the log was rotated.

@@ -14,9 +14,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync"
+	"sync/atomic"
 
-	"github.com/blang/semver/v4"
+	"github.com/containers/podman/v4/libpod/define"
+	"github.com/containers/podman/v4/pkg/bindings"
 	"github.com/containers/podman/v4/pkg/bindings/system"
 
 	"github.com/rundigitalplatform/rookery/runtime"
@@ -35,23 +38,37 @@ type Config struct {
 	Socket string       // path of the API's unix socket; empty: DefaultSocket
 	Owner  string       // value of runtime.LabelOwner; only sandboxes with it are listed. Required
 	Logger *slog.Logger // nil: slog.Default()
+	// Handlers are sockets of further Podman services on the same storage, each started with
+	// another OCI runtime (`podman --runtime NAME system service`), by SandboxSpec.Handler.
+	Handlers map[string]string
 }
 
 // Runtime is a connection to Podman. It is safe for concurrent use, and holds
-// nothing that has to be closed.
+// nothing that has to be closed but by the end of the process.
 type Runtime struct {
 	owner  string
 	log    *slog.Logger
 	engine *engine
 	starts chan struct{}
+	ends   chan struct{} // a token for each pod that is being removed
 	limits limits
+	// cgroups finds the counters of containers, once, when they are first asked for.
+	cgroups func() (*cgroups, error)
+
+	// search are the registries at which the machine looks for short names; nil: not asked yet.
+	search atomic.Pointer[[]string]
 
 	preparing chan struct{} // holds one token; whoever has it may read and write prepared
 	prepared  bool
 
+	handlers *ociHandlers
+
 	mu    sync.Mutex
-	homes map[string]home    // by sandbox id
-	ended map[string]endedAt // by container id: how its last run ended
+	homes map[string]home      // by sandbox id
+	ended map[string]endedAt   // by container id: how its last run ended
+	in    map[string]string    // by container id: its sandbox's
+	oom   map[string]*oomWatch // by container id
+	files map[string]files     // by container id
 }
 
 var _ runtime.Runtime = (*Runtime)(nil)
@@ -70,10 +87,16 @@ func New(cfg Config) (*Runtime, error) {
 		log:       cmp.Or(cfg.Logger, slog.Default()),
 		engine:    newEngine(cmp.Or(cfg.Socket, DefaultSocket)),
 		starts:    make(chan struct{}, maxStarts),
+		ends:      make(chan struct{}, maxStarts), // a hundred removals at once would each take minutes
 		limits:    limits,
+		cgroups:   sync.OnceValues(func() (*cgroups, error) { return findCgroups("/proc") }),
 		preparing: make(chan struct{}, 1),
+		handlers:  newHandlers(cfg.Handlers),
 		homes:     map[string]home{},
 		ended:     map[string]endedAt{},
+		in:        map[string]string{},
+		oom:       map[string]*oomWatch{},
+		files:     map[string]files{},
 	}, nil
 }
 
@@ -85,14 +108,19 @@ func (r *Runtime) Info(ctx context.Context) (runtime.Info, error) {
 			return runtime.Info{}, err
 		}
 		out := runtime.Info{Name: "podman", Version: report.Version.Version, StoreFree: -1}
+		search := searched(report)
+		r.search.Store(&search)
 		if report.Host != nil {
 			out.CgroupV2 = report.Host.CgroupsVersion == "v2"
 			if report.Host.OCIRuntime != nil {
 				out.OCIRuntime = report.Host.OCIRuntime.Name
 			}
 		}
-		if s := report.Store; s != nil && s.GraphRootAllocated >= s.GraphRootUsed && s.GraphRootAllocated > 0 {
-			out.StoreFree = int64(s.GraphRootAllocated - s.GraphRootUsed)
+		if s := report.Store; s != nil {
+			out.StoreDir = s.GraphRoot
+			if s.GraphRootAllocated >= s.GraphRootUsed && s.GraphRootAllocated > 0 {
+				out.StoreFree = int64(s.GraphRootAllocated - s.GraphRootUsed)
+			}
 		}
 		return out, nil
 	})
@@ -102,14 +130,36 @@ func (r *Runtime) Info(ctx context.Context) (runtime.Info, error) {
 	return info, nil
 }
 
-// CheckVersion refuses an engine that is too old, in the user's words.
-func CheckVersion(info runtime.Info) error {
-	v, err := semver.ParseTolerant(info.Version)
-	if err != nil {
-		return fmt.Errorf("podman says its version is %q: %w", info.Version, err)
+// searched are the registries of registries.conf's unqualified-search-registries.
+func searched(report *define.Info) []string {
+	list, _ := report.Registries["search"].([]any) // not there: there are none
+	out := []string{}
+	for _, item := range list {
+		if name, ok := item.(string); ok {
+			out = append(out, name)
+		}
 	}
-	if v.Major < 4 || v.Major == 4 && v.Minor < 3 {
-		return fmt.Errorf("podman %s is too old: install 4.3 or newer (Debian 12 has it)", info.Version)
+	return out
+}
+
+// Ping implements runtime.Runtime.
+func (r *Runtime) Ping(ctx context.Context) error {
+	if err := do(ctx, r.engine, func(ctx context.Context) error {
+		conn, err := bindings.GetClient(ctx)
+		if err != nil {
+			return err
+		}
+		resp, err := conn.DoRequest(ctx, nil, http.MethodGet, "/_ping", nil, nil)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if !resp.IsSuccess() {
+			return resp.Process(nil)
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("ping podman: %w", err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,7 +19,11 @@ func TestConformance(t *testing.T) {
 	program := buildGuest(t)
 	s := startService(t)
 	load(t, s, guestArchive(t, guestImage, program))
-	info, err := newRuntime(t, s.socket, "info").Info(t.Context())
+	first := newRuntime(t, s.socket, "info")
+	if err := first.Prepare(t.Context()); err != nil { // or a test of events hears of it
+		t.Fatal(err)
+	}
+	info, err := first.Info(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,15 +33,41 @@ func TestConformance(t *testing.T) {
 	if info.StoreFree <= 0 {
 		t.Errorf("info is %+v", info)
 	}
+	other := map[string]string{"wrapped": s.second(t, "wrapped")}
 	t.Run("suite", func(t *testing.T) {
 		runtimetest.Run(t, runtimetest.Subject{
-			Connect:   func(t *testing.T, owner string) runtime.Runtime { return newRuntime(t, s.socket, owner) },
+			Connect: func(t *testing.T, owner string) runtime.Runtime {
+				return newRuntimeWith(t, Config{Socket: s.socket, Owner: owner, Handlers: other})
+			},
 			Image:     guestImage,
 			Program:   guestProgram,
 			Archive:   guestArchive(t, "localhost/loaded:1", program),
+			Removable: guestArchive(t, "localhost/removable:1", program),
+			Handler:   "wrapped",
+			Ran: func(id string) (bool, error) {
+				calls, err := os.ReadFile(s.dir + "/wrapped.log")
+				return strings.Contains(string(calls), "start "+id+"\n"), err
+			},
 			Processes: true,
 		})
 	})
+}
+
+// TestPrepareClearsUp starts where a daemon was killed between making the pod that
+// builds the image of infra containers and removing it.
+func TestPrepareClearsUp(t *testing.T) {
+	requirePodman(t)
+	s := startService(t)
+	r := newRuntime(t, s.socket, "a")
+	if _, err := r.createPod(t.Context(), runtime.SandboxSpec{Name: "rookery-prepare-a"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := r.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("left behind: %v, %v", list, err)
+	}
 }
 
 func TestUnavailable(t *testing.T) {
@@ -67,6 +98,7 @@ func TestHang(t *testing.T) {
 	r := newRuntime(t, socket, "a")
 	for name, f := range map[string]func(context.Context) error{
 		"info": func(ctx context.Context) error { _, err := r.Info(ctx); return err },
+		"ping": r.Ping,
 		"list": func(ctx context.Context) error { _, err := r.List(ctx); return err },
 		"run": func(ctx context.Context) error {
 			_, err := r.RunSandbox(ctx, runtime.SandboxSpec{Name: "a"})
@@ -85,7 +117,7 @@ func TestHang(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 			defer cancel()
 			began := time.Now()
-			if err := f(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			if err := f(ctx); !errors.Is(err, context.DeadlineExceeded) || name != "exec" && !strings.Contains(err.Error(), "systemctl restart podman.service") {
 				t.Errorf("error is %v", err)
 			}
 			if took := time.Since(began); took > 2*time.Second {
@@ -99,6 +131,18 @@ func TestCheckVersion(t *testing.T) {
 	for version, ok := range map[string]bool{"4.3.1": true, "4.3.0": true, "4.9.5-rhel": true, "5.2.0": true, "4.2.9": false, "3.4.4": false, "": false, "new": false} {
 		if err := CheckVersion(runtime.Info{Version: version}); (err == nil) != ok {
 			t.Errorf("%q: %v", version, err)
+		}
+	}
+}
+
+func TestLacks(t *testing.T) {
+	for version, want := range map[string]string{
+		"4.3.1": "podman system check", "4.9.5-rhel": "podman system check", "5.1.9": "podman system check",
+		"5.2.0": "", "5.2.0-rhel": "", "5.8.1": "", "6.0.0": "newer than rookery was made for", "4.2.0": "", "new": "",
+	} {
+		have := strings.Join(Lacks(runtime.Info{Version: version}), "; ")
+		if want == "" && have != "" || !strings.Contains(have, want) {
+			t.Errorf("%q lacks %q, want %q", version, have, want)
 		}
 	}
 }

@@ -40,6 +40,10 @@ func (r *Runtime) Prepare(ctx context.Context) error {
 }
 
 func (r *Runtime) prepare(ctx context.Context) error {
+	name := "rookery-prepare-" + r.owner
+	if err := r.removePod(ctx, name); err != nil { // left by a daemon that died here
+		return err
+	}
 	there, err := call(ctx, r.engine, func(ctx context.Context) (bool, error) {
 		list, err := images.List(ctx, new(images.ListOptions).WithFilters(map[string][]string{"reference": {"localhost/podman-pause"}}))
 		return len(list) > 0, err
@@ -47,13 +51,9 @@ func (r *Runtime) prepare(ctx context.Context) error {
 	if err != nil || there {
 		return err
 	}
-	name := "rookery-prepare-" + r.owner
 	id, err := r.createPod(ctx, runtime.SandboxSpec{Name: name})
-	if err != nil && !errors.Is(err, runtime.ErrExists) {
-		return err
-	}
 	if err != nil {
-		id = name // left by a daemon that died here
+		return err
 	}
 	return r.removePod(ctx, id)
 }
@@ -89,6 +89,9 @@ func (r *Runtime) runSandbox(ctx context.Context, spec runtime.SandboxSpec) (run
 		return runtime.Sandbox{}, err
 	}
 	infra, err := r.startInfra(ctx, spec.Name)
+	if err == nil {
+		err = r.checkHandler(ctx, home{id: id, name: spec.Name, handler: spec.Handler}, infra)
+	}
 	if err != nil {
 		r.undo(ctx, id)
 		return runtime.Sandbox{}, err
@@ -101,12 +104,30 @@ func (r *Runtime) runSandbox(ctx context.Context, spec runtime.SandboxSpec) (run
 		Running: true,
 		PID:     infra.State.Pid,
 	}
+	if err := r.bound(ctx, s, spec.Resources); err != nil {
+		r.undo(ctx, id)
+		return runtime.Sandbox{}, err
+	}
 	r.remember(s)
 	return s, nil
 }
 
+// bound sets a new sandbox's resources. That it cannot be weighed is told and no reason
+// not to run it; that it cannot be limited is.
+func (r *Runtime) bound(ctx context.Context, s runtime.Sandbox, res runtime.Resources) error {
+	if res == (runtime.Resources{}) {
+		return nil
+	}
+	err := r.UpdateSandbox(ctx, s, res)
+	if err != nil && res.CPUQuota == 0 && res.MemoryLimit == 0 {
+		r.log.Warn("sandbox has the same weight as any other", "sandbox", s.Name, "error", err)
+		return nil
+	}
+	return err
+}
+
 func (r *Runtime) createPod(ctx context.Context, spec runtime.SandboxSpec) (string, error) {
-	return call(ctx, r.engine, func(ctx context.Context) (string, error) {
+	return call(ctx, r.engineOf(spec.Handler), func(ctx context.Context) (string, error) {
 		report, err := pods.CreatePodFromSpec(ctx, podSpec(r.owner, spec))
 		if err != nil {
 			return "", err
@@ -207,13 +228,29 @@ func (r *Runtime) RemoveSandbox(ctx context.Context, id string) error {
 
 // removePod removes a pod with all in it; one that is not there is no error.
 func (r *Runtime) removePod(ctx context.Context, nameOrID string) error {
-	err := do(ctx, r.engine, func(ctx context.Context) error {
-		_, err := pods.Remove(ctx, nameOrID, new(pods.RemoveOptions).WithForce(true).WithTimeout(0))
-		return err
+	select {
+	case r.ends <- struct{}{}:
+		defer func() { <-r.ends }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	report, err := call(ctx, r.engine, func(ctx context.Context) (*entities.PodRmReport, error) {
+		return pods.Remove(ctx, nameOrID, new(pods.RemoveOptions).WithForce(true).WithTimeout(0))
 	})
 	if err != nil && !errors.Is(err, runtime.ErrNotFound) {
 		return err
 	}
 	r.forget(nameOrID)
+	id := nameOrID // of one that is gone already: removed by a call whose answer came too late
+	if err == nil && report != nil && report.Id != "" {
+		id = report.Id
+	}
+	groups, err := r.cgroups()
+	if err == nil {
+		err = groups.sweep(id)
+	}
+	if err != nil { // the pod is gone all the same
+		r.log.Warn("control groups of a removed sandbox are left behind", "sandbox", id, "error", err)
+	}
 	return nil
 }

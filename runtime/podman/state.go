@@ -109,18 +109,24 @@ func (r *Runtime) fill(ctx context.Context, out []runtime.Sandbox, all []entitie
 	byID := make(map[string]*runtime.Sandbox, len(out))
 	for i := range out {
 		byID[out[i].ID] = &out[i]
+	}
+	for _, c := range all {
+		if s := byID[c.Pod]; s != nil && c.IsInfra {
+			if s.Running = c.State == define.ContainerStateRunning.String(); s.Running {
+				s.PID = c.Pid
+			}
+		}
+	}
+	for i := range out {
 		r.remember(out[i])
 	}
 	for _, c := range all {
 		s := byID[c.Pod]
-		if s == nil {
+		if s == nil || c.IsInfra {
 			continue
 		}
-		if c.IsInfra {
-			if s.Running = c.State == define.ContainerStateRunning.String(); s.Running {
-				s.PID = c.Pid
-			}
-			continue
+		if c.Labels[labelContainer] == "" {
+			continue // holds an image for the sandbox
 		}
 		state := containerState(c)
 		if state.State == runtime.Exited {
@@ -129,6 +135,9 @@ func (r *Runtime) fill(ctx context.Context, out []runtime.Sandbox, all []entitie
 			} else if err != nil {
 				return nil, err
 			}
+		}
+		if state.State == runtime.Running {
+			r.watch(s.PID, state.ID) // one that a former daemon started
 		}
 		s.Containers = append(s.Containers, state)
 	}
@@ -205,7 +214,7 @@ func (r *Runtime) addEnd(ctx context.Context, c *runtime.Container, exited int64
 		}
 		end = endedAt{exited: exited}
 		if data.State != nil {
-			end.oom, end.err = data.State.OOMKilled, data.State.Error
+			end.oom, end.err = data.State.OOMKilled || r.outOfMemory(c), data.State.Error
 		}
 		r.mu.Lock()
 		r.ended[c.ID] = end
@@ -222,8 +231,11 @@ func (r *Runtime) forgetOthers(sandboxes map[string]*runtime.Sandbox, there []en
 	for _, c := range there {
 		ids[c.ID] = true
 	}
+	r.unwatch(func(id string) bool { return !ids[id] })
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	maps.DeleteFunc(r.in, func(id string, _ string) bool { return !ids[id] })
+	maps.DeleteFunc(r.files, func(id string, _ files) bool { return !ids[id] })
 	maps.DeleteFunc(r.ended, func(id string, _ endedAt) bool { return !ids[id] })
 	maps.DeleteFunc(r.homes, func(id string, _ home) bool { return sandboxes[id] == nil })
 }

@@ -1,6 +1,7 @@
 package podman
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"github.com/containers/podman/v4/pkg/domain/entities"
 	"github.com/containers/podman/v4/pkg/signal"
 	"github.com/containers/podman/v4/pkg/specgen"
+	"github.com/containers/storage/pkg/idtools"
+	storage "github.com/containers/storage/types"
 	spec "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/rundigitalplatform/rookery/runtime"
@@ -23,6 +26,9 @@ const labelContainer = "io.rookery.container"
 // labelHostIPC on a pod says that its containers use the host's IPC namespace.
 // Podman 4.3 cannot give that to a pod, only to each container.
 const labelHostIPC = "io.rookery.host-ipc"
+
+// labelHandler on a pod is the handler that its containers are created with.
+const labelHandler = "io.rookery.handler"
 
 // logDriver writes a file that is rotated by size and read by Logs.
 const logDriver = "k8s-file"
@@ -95,6 +101,14 @@ func podSpec(owner string, s runtime.SandboxSpec) *entities.PodSpec {
 	if s.HostPID || s.ShareProcesses {
 		pod.SharedNamespaces = append(pod.SharedNamespaces, "pid")
 	}
+	if s.IDs.Size > 0 {
+		ids := []idtools.IDMap{{HostID: int(s.IDs.First), Size: int(s.IDs.Size)}}
+		pod.Userns = specgen.Namespace{NSMode: specgen.Private}
+		pod.IDMappings = &storage.IDMappingOptions{UIDMap: ids, GIDMap: ids}
+	}
+	if s.Handler != "" {
+		pod.Labels[labelHandler] = s.Handler
+	}
 	return &entities.PodSpec{PodSpecGen: pod}
 }
 
@@ -102,14 +116,18 @@ func podSpec(owner string, s runtime.SandboxSpec) *entities.PodSpec {
 type home struct {
 	id, name string
 	hostIPC  bool
+	pid      int // of the infra container; 0: not known, or it does not run
+	handler  string
 }
 
-func homeOf(s runtime.Sandbox) home { return home{s.ID, s.Name, s.Labels[labelHostIPC] != ""} }
+func homeOf(s runtime.Sandbox) home {
+	return home{s.ID, s.Name, s.Labels[labelHostIPC] != "", s.PID, s.Labels[labelHandler]}
+}
 
 // containerSpec is the container c in the sandbox, from the image called image.
 func containerSpec(owner string, in home, image string, c runtime.ContainerSpec, l limits) (*specgen.SpecGenerator, error) {
 	g := &specgen.SpecGenerator{}
-	g.Name, g.Pod = c.Name, in.id
+	g.Name, g.Pod, g.OCIRuntime = c.Name, in.id, in.handler
 	g.Image, g.RawImageName = image, c.Image
 	g.Labels = labels(owner, in.name, c.Labels)
 	g.Labels[labelContainer] = c.Name
@@ -121,6 +139,9 @@ func containerSpec(owner string, in home, image string, c runtime.ContainerSpec,
 	g.UseImageResolvConf, g.UseImageHosts = true, true // Podman's own would shadow or race node's mounts
 	g.Systemd = "false"                                // the default guesses by the command's name
 	g.ImageVolumeMode = "anonymous"
+	if c.ProcessesOf != "" {
+		g.PidNS = specgen.Namespace{NSMode: specgen.FromContainer, Value: c.ProcessesOf}
+	}
 	if in.hostIPC {
 		g.IpcNS = specgen.Namespace{NSMode: specgen.Host}
 	}
@@ -152,6 +173,19 @@ func containerSpec(owner string, in home, image string, c runtime.ContainerSpec,
 	return g, nil
 }
 
+// holderSpec is the container that keeps an image mounted for a sandbox. It is never started.
+func holderSpec(owner string, in home, image string) *specgen.SpecGenerator {
+	image = strings.TrimPrefix(image, "sha256:")
+	g := &specgen.SpecGenerator{}
+	g.Name, g.Pod, g.Image = in.name+"-image-"+image[:min(12, len(image))], in.id, image
+	g.Labels = labels(owner, in.name, nil)
+	g.Entrypoint, g.Command = []string{"/"}, nil // an image of files only has none
+	g.RestartPolicy = "no"
+	g.UseImageResolvConf, g.UseImageHosts = true, true
+	g.Systemd, g.ImageVolumeMode = "false", "ignore"
+	return g
+}
+
 func bind(m runtime.Mount) (spec.Mount, error) {
 	for _, p := range []string{m.Source, m.Target} {
 		if !filepath.IsAbs(p) {
@@ -162,11 +196,17 @@ func bind(m runtime.Mount) (spec.Mount, error) {
 	if m.ReadOnly {
 		options[1] = "ro"
 	}
+	if m.NoExec {
+		options = append(options, "noexec")
+	}
 	if m.Propagation != "" {
 		options = append(options, m.Propagation)
 	}
 	return spec.Mount{Type: "bind", Source: m.Source, Destination: m.Target, Options: options}, nil
 }
+
+// defaultPeriod is the kernel's, in microseconds.
+const defaultPeriod = 100_000
 
 func resources(g *specgen.SpecGenerator, c runtime.ContainerSpec, l limits) {
 	res := &spec.LinuxResources{}
@@ -176,10 +216,7 @@ func resources(g *specgen.SpecGenerator, c runtime.ContainerSpec, l limits) {
 			res.CPU.Shares = &c.CPUShares
 		}
 		if c.CPUQuota != 0 {
-			period := c.CPUPeriod
-			if period == 0 {
-				period = 100_000
-			}
+			period := cmp.Or(c.CPUPeriod, defaultPeriod)
 			res.CPU.Quota, res.CPU.Period = &c.CPUQuota, &period
 		}
 	}
@@ -202,7 +239,11 @@ func security(g *specgen.SpecGenerator, c runtime.ContainerSpec) {
 	g.Privileged = c.Privileged
 	g.ReadOnlyFilesystem = c.ReadOnlyRootfs
 	g.NoNewPrivileges = c.NoNewPrivileges
+	if c.ProcUnmasked {
+		g.Unmask = []string{"ALL"}
+	}
 	g.CapAdd, g.CapDrop = c.CapAdd, c.CapDrop
+	g.ApparmorProfile, g.SelinuxOpts = c.AppArmor, c.SELinux
 	g.SeccompProfilePath = c.SeccompProfile
 	if c.SeccompUnconfined {
 		g.SeccompProfilePath = "unconfined"

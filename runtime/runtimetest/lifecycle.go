@@ -2,6 +2,7 @@ package runtimetest
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 )
 
 func testInfo(t *testing.T, f *fixture) {
+	f.must("ping", f.rt.Ping(f.ctx))
 	info, err := f.rt.Info(f.ctx)
 	f.must("info", err)
 	if info.Name == "" || info.Version == "" || info.OCIRuntime == "" {
@@ -126,7 +128,7 @@ func testExitCode(t *testing.T, f *fixture) {
 
 func testStopGrace(t *testing.T, f *fixture) {
 	s := f.sandbox("pod")
-	id := f.start(s, f.spec("deaf", "ignore"))
+	id := f.listening(f.start(s, f.spec("deaf", "ignore")))
 	began := time.Now()
 	f.must("stop", f.rt.StopContainer(f.ctx, id, time.Second))
 	if took := time.Since(began); took < 900*time.Millisecond || took > 8*time.Second {
@@ -261,4 +263,22 @@ func testCancelled(t *testing.T, f *fixture) {
 	if slices.ContainsFunc(list, func(s runtime.Sandbox) bool { return s.Name == f.name("never") }) {
 		t.Error("a cancelled call left a sandbox behind")
 	}
+}
+
+func testUpdate(t *testing.T, f *fixture) {
+	s := f.sandbox("pod")
+	spec := f.spec("a", "run")
+	spec.MemoryLimit, spec.CPUQuota = 64<<20, 50_000
+	id := f.start(s, spec)
+	f.must("update", f.rt.UpdateContainer(f.ctx, id, runtime.Resources{CPUShares: 512, CPUQuota: 20_000, MemoryLimit: 96 << 20}))
+	f.must("update to unbounded", f.rt.UpdateContainer(f.ctx, id, runtime.Resources{CPUShares: 2}))
+	if c := f.container(s, id); c.State != runtime.Running {
+		t.Errorf("an updated container is %+v", c)
+	}
+	if err := f.rt.UpdateContainer(f.ctx, "nosuch", runtime.Resources{CPUShares: 2}); !errors.Is(err, runtime.ErrNotFound) {
+		t.Errorf("update of nothing: %v", err)
+	}
+	f.must("update the sandbox", f.rt.UpdateSandbox(f.ctx, s, runtime.Resources{CPUShares: 512}))
+	f.must("stop", f.rt.StopSandbox(f.ctx, s.ID))
+	f.wantErr("update of a sandbox that does not run", f.rt.UpdateSandbox(f.ctx, s, runtime.Resources{CPUShares: 2}), runtime.ErrNotFound)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,18 +60,77 @@ func testMounts(t *testing.T, f *fixture) {
 	}
 }
 
+// testOOM: a container that takes more memory than it may is killed for it, whether the
+// limit is its own or its sandbox's.
 func testOOM(t *testing.T, f *fixture) {
-	s := f.sandbox("pod")
-	spec := f.spec("a", "eat")
-	spec.MemoryLimit = 32 << 20
-	info, err := f.rt.Info(f.ctx)
-	f.must("info", err)
-	id := f.start(s, spec)
-	c := f.until(s, id, runtime.Exited)
-	// With version 1 of cgroups conmon sees an OOM kill on some kernels only; the kill itself must happen.
-	if c.ExitCode != 137 || info.CgroupV2 && !c.OOMKilled {
-		t.Errorf("container without memory is %+v", c)
+	alone := f.spec("a", "eat")
+	alone.MemoryLimit = 32 << 20
+	whole, err := f.rt.RunSandbox(f.ctx, runtime.SandboxSpec{Name: f.name("whole"), Resources: runtime.Resources{CPUShares: 512, MemoryLimit: 32 << 20}})
+	f.must("run", err)
+	for _, tt := range []struct {
+		in   runtime.Sandbox
+		spec runtime.ContainerSpec
+	}{{f.sandbox("pod"), alone}, {whole, f.spec("b", "eat")}} {
+		id := f.start(tt.in, tt.spec)
+		if c := f.until(tt.in, id, runtime.Exited); c.ExitCode != 137 || !c.OOMKilled {
+			t.Errorf("container without memory is %+v", c)
+		}
 	}
+	id := f.listening(f.start(whole, f.spec("c", "ignore")))
+	f.must("stop", f.rt.StopContainer(f.ctx, id, 0))
+	if c := f.container(whole, id); c.ExitCode != 137 || c.OOMKilled {
+		t.Errorf("container that was killed for another reason is %+v", c)
+	}
+}
+
+// testSandboxLimit: resources of a sandbox bound all of its containers, and can be changed.
+func testSandboxLimit(t *testing.T, f *fixture) {
+	s, err := f.rt.RunSandbox(f.ctx, runtime.SandboxSpec{Name: f.name("pod"), Resources: runtime.Resources{CPUShares: 256, CPUQuota: 50_000, CPUPeriod: 100_000, MemoryLimit: 64 << 20}})
+	f.must("run", err)
+	f.start(s, f.spec("a", "run"))
+	check := func(shares, weight, quota, max string, memory int64) {
+		t.Helper()
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", s.PID))
+		f.must("read control group", err)
+		seen := 0
+		for line := range strings.Lines(string(data)) {
+			fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+			at := filepath.Dir(strings.TrimSuffix(fields[2], "/container"))
+			for file, want := range map[string]string{
+				"cpu/cpu.shares": shares, "cpu,cpuacct/cpu.shares": shares, "/cpu.weight": weight,
+				"cpu/cpu.cfs_quota_us": quota, "cpu,cpuacct/cpu.cfs_quota_us": quota, "/cpu.max": max,
+			} {
+				controller, name, _ := strings.Cut(file, "/")
+				if have, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, at, name)); err == nil && fields[1] == controller {
+					seen++
+					if strings.TrimSpace(string(have)) != want {
+						t.Errorf("%s is %s, want %s", file, have, want)
+					}
+				}
+			}
+			for _, file := range []string{filepath.Join("/sys/fs/cgroup/memory", at, "memory.limit_in_bytes"), filepath.Join("/sys/fs/cgroup", at, "memory.max")} {
+				text, err := os.ReadFile(file)
+				if err != nil || fields[1] != "memory" && fields[1] != "" {
+					continue
+				}
+				seen++
+				// The engine may add what it needs itself; without a limit it is a huge number, or max.
+				if have, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && memory > 0 && (have < memory || have > memory+memory/2) || memory == 0 && err == nil && have < 1<<60 {
+					t.Errorf("%s is %s, want %d", file, text, memory)
+				}
+			}
+		}
+		if seen < 3 {
+			t.Errorf("not found in %s", data)
+		}
+	}
+	check("256", "10", "50000", "50000 100000", 64<<20)
+	f.must("raise", f.rt.UpdateSandbox(f.ctx, s, runtime.Resources{CPUShares: 512, CPUQuota: 80_000, CPUPeriod: 100_000, MemoryLimit: 128 << 20}))
+	check("512", "20", "80000", "80000 100000", 128<<20)
+	f.must("lower", f.rt.UpdateSandbox(f.ctx, s, runtime.Resources{CPUShares: 2, CPUQuota: 20_000, CPUPeriod: 100_000, MemoryLimit: 48 << 20}))
+	check("2", "1", "20000", "20000 100000", 48<<20)
+	f.must("unbind", f.rt.UpdateSandbox(f.ctx, s, runtime.Resources{CPUShares: 2}))
+	check("2", "1", "-1", "max 100000", 0)
 }
 
 func testNamespaces(t *testing.T, f *fixture) {
@@ -110,4 +170,47 @@ func testNamespaces(t *testing.T, f *fixture) {
 	if c := f.container(together, c.ID); c.ExitCode != 0 {
 		t.Errorf("container is %+v", c)
 	}
+}
+
+// testUpdateLimit: an update counts for what runs already.
+func testUpdateLimit(t *testing.T, f *fixture) {
+	s := f.sandbox("pod")
+	id := f.start(s, f.spec("a", "run"))
+	f.must("update", f.rt.UpdateContainer(f.ctx, id, runtime.Resources{CPUShares: 512, CPUQuota: 20_000, CPUPeriod: 100_000, MemoryLimit: 96 << 20}))
+	pid := f.container(s, id).PID
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	f.must("read control group", err)
+	found := false
+	for line := range strings.Lines(string(data)) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		for _, path := range []string{"/sys/fs/cgroup" + fields[2] + "/memory.max", "/sys/fs/cgroup/memory" + fields[2] + "/memory.limit_in_bytes"} {
+			if limit, err := os.ReadFile(path); err == nil && (fields[1] == "" || fields[1] == "memory") {
+				found = true
+				if have := strings.TrimSpace(string(limit)); have != fmt.Sprint(96<<20) {
+					t.Errorf("%s is %s", path, have)
+				}
+			}
+		}
+	}
+	if !found {
+		t.Errorf("no memory limit was found for %q", data)
+	}
+}
+
+// testJoined: a container that sees another's processes, in a sandbox whose others do not.
+func testJoined(t *testing.T, f *fixture) {
+	s := f.sandbox("pod")
+	id := f.start(s, f.spec("a", "run"))
+	spec := f.spec("b", "run")
+	spec.ProcessesOf = id
+	beside := f.start(s, spec)
+	namespace := func(id string) string {
+		link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", f.container(s, id).PID))
+		f.must("read namespace", err)
+		return link
+	}
+	if namespace(beside) != namespace(id) {
+		t.Error("it does not see the processes of the other")
+	}
+	f.must("remove the sandbox", f.rt.RemoveSandbox(f.ctx, s.ID))
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -241,6 +242,62 @@ func testLogsFollow(t *testing.T, f *fixture) {
 	}
 	if lines := stdout.lines(); lines[len(lines)-1] != "stopping" {
 		t.Errorf("followed lines are %q", lines)
+	}
+}
+
+// testLogsRotation follows a log that is rotated again and again, a few times a second.
+func testLogsRotation(t *testing.T, f *fixture) {
+	s := f.sandbox("pod")
+	spec := f.spec("a", "cat")
+	spec.Stdin, spec.StdinOnce, spec.LogMaxBytes = true, true, 1<<20
+	id := f.start(s, spec)
+	var out buffer
+	first := make(chan struct{})
+	var once sync.Once
+	done := make(chan error, 1)
+	go func() {
+		done <- f.rt.Logs(f.ctx, id, runtime.LogOptions{Follow: true}, writerFunc(func(p []byte) (int, error) {
+			once.Do(func() { close(first) })
+			return out.Write(p)
+		}), nil)
+	}()
+	const lines = 100_000 // some 5 MB with their times, so about 5 files
+	in, feed := io.Pipe()
+	attached := make(chan error, 1)
+	go func() { attached <- f.rt.Attach(f.ctx, id, runtime.Streams{Stdin: in}) }()
+	if _, err := fmt.Fprintln(feed, "line 0"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-first:
+	case <-time.After(waitTime):
+		t.Fatal("the first line does not come")
+	}
+	var text strings.Builder
+	for i := 1; i < lines; i++ {
+		fmt.Fprintln(&text, "line", i)
+		if i%5000 == 0 || i == lines-1 {
+			_, err := io.WriteString(feed, text.String())
+			f.must("write", err)
+			text.Reset()
+			time.Sleep(100 * time.Millisecond) // a file lasts for longer than the kernel takes to tell of it
+		}
+	}
+	f.must("close", feed.Close())
+	f.must("attach", <-attached)
+	select {
+	case err := <-done:
+		f.must("follow", err)
+	case <-time.After(waitTime):
+		t.Fatal("follow does not end with the container")
+	}
+	for i, line := range out.lines() {
+		if line != fmt.Sprint("line ", i) {
+			t.Fatalf("line %d is %q", i, line)
+		}
+	}
+	if n := len(out.lines()); n != lines {
+		t.Errorf("%d lines, want %d", n, lines)
 	}
 }
 

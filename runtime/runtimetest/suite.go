@@ -24,6 +24,12 @@ type Subject struct {
 	Program string // its path in the image
 	// Archive is a docker archive of an image called localhost/loaded:1, of the same program.
 	Archive []byte
+	// Removable is as Archive, of another image called localhost/removable:1.
+	Removable []byte
+	// Handler is an OCI runtime that the engine knows beside its default.
+	Handler string
+	// Ran says whether that OCI runtime has started the container. nil: it cannot be told.
+	Ran func(id string) (bool, error)
 	// Processes says that containers are real processes: with mounts, memory limits, uids.
 	Processes bool
 }
@@ -50,7 +56,14 @@ func Run(t *testing.T, s Subject) {
 		"Attach":           testAttach,
 		"Logs":             testLogs,
 		"LogsFollow":       testLogsFollow,
+		"LogsRotation":     testLogsRotation,
 		"Images":           testImages,
+		"RemoveImage":      testRemoveImage,
+		"MountImage":       testMountImage,
+		"Handler":          testHandler,
+		"Usage":            testUsage,
+		"Disk":             testDisk,
+		"Update":           testUpdate,
 		"ConcurrentPods":   testConcurrent,
 		"CancelledContext": testCancelled,
 	} {
@@ -60,7 +73,7 @@ func Run(t *testing.T, s Subject) {
 		})
 	}
 	if s.Processes {
-		for name, f := range map[string]func(*testing.T, *fixture){"Mounts": testMounts, "OOM": testOOM, "Namespaces": testNamespaces} {
+		for name, f := range map[string]func(*testing.T, *fixture){"Mounts": testMounts, "OOM": testOOM, "SandboxLimit": testSandboxLimit, "Namespaces": testNamespaces, "Joined": testJoined, "UpdateLimit": testUpdateLimit} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				f(t, newFixture(t, s))

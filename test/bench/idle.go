@@ -103,6 +103,53 @@ func measureMemory(ctx context.Context, b *bench) ([]figure, error) {
 	}, nil
 }
 
+// spending is what a process has used.
+type spending struct{ written, cpu float64 } // bytes to storage; seconds
+
+func spent(pid int) (spending, error) {
+	written, err := field(fmt.Sprintf("/proc/%d/io", pid), "write_bytes")
+	if err != nil {
+		return spending{}, err
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return spending{}, err
+	}
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')'):]))
+	user, err := strconv.ParseFloat(fields[12], 64)
+	if err != nil {
+		return spending{}, err
+	}
+	system, err := strconv.ParseFloat(fields[13], 64)
+	if err != nil {
+		return spending{}, err
+	}
+	return spending{written, (user + system) / 100}, nil // USER_HZ is 100 on Linux
+}
+
+// during is the most that any of the processes spends in that time: bytes written, and
+// percent of a core.
+func (b *bench) during(ctx context.Context, pids map[string]int, length time.Duration) (written, cpu float64, err error) {
+	before := map[string]spending{}
+	for host, pid := range pids {
+		if before[host], err = spent(pid); err != nil {
+			return 0, 0, err
+		}
+	}
+	if err := b.settle(ctx, length); err != nil {
+		return 0, 0, err
+	}
+	for host, pid := range pids {
+		after, err := spent(pid)
+		if err != nil {
+			return 0, 0, err
+		}
+		written = max(written, after.written-before[host].written)
+		cpu = max(cpu, (after.cpu-before[host].cpu)/length.Seconds()*100)
+	}
+	return written, cpu, nil
+}
+
 // measureIdle watches what an idle cluster with 30 pods costs for a minute:
 // bytes that the daemons wrote to storage, and processor time.
 func measureIdle(ctx context.Context, b *bench) ([]figure, error) {
@@ -116,47 +163,9 @@ func measureIdle(ctx context.Context, b *bench) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	type usage struct{ written, cpu float64 }
-	read := func() (map[string]usage, error) {
-		all := map[string]usage{}
-		for host, pid := range pids {
-			written, err := field(fmt.Sprintf("/proc/%d/io", pid), "write_bytes")
-			if err != nil {
-				return nil, err
-			}
-			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-			if err != nil {
-				return nil, err
-			}
-			fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')'):]))
-			user, err := strconv.ParseFloat(fields[12], 64)
-			if err != nil {
-				return nil, err
-			}
-			system, err := strconv.ParseFloat(fields[13], 64)
-			if err != nil {
-				return nil, err
-			}
-			all[host] = usage{written, (user + system) / 100} // USER_HZ is 100 on Linux
-		}
-		return all, nil
-	}
-	before, err := read()
+	written, cpu, err := b.during(ctx, pids, time.Minute)
 	if err != nil {
 		return nil, err
-	}
-	const length = time.Minute
-	if err := b.settle(ctx, length); err != nil {
-		return nil, err
-	}
-	after, err := read()
-	if err != nil {
-		return nil, err
-	}
-	var written, cpu float64
-	for host := range pids {
-		written = max(written, after[host].written-before[host].written)
-		cpu = max(cpu, (after[host].cpu-before[host].cpu)/length.Seconds()*100)
 	}
 	return []figure{
 		{name: "idle/disk-writes", value: written, unit: "bytes/min", yardstick: "-", budget: 1},

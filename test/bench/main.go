@@ -61,8 +61,11 @@ func groups() []group {
 	return []group{
 		{"start", measureStart},
 		{"pods", measurePods},
+		{"single", measureSingle},
+		{"many", measureMany},
 		{"memory", measureMemory},
 		{"idle", measureIdle},
+		{"crd", measureCRD},
 		{"service", measureService},
 		{"api", measureAPI},
 		{"failover", measureFailover},
@@ -80,9 +83,12 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "api-client" {
 		return apiClient(ctx, args[1:])
 	}
+	if len(args) > 0 && args[0] == "crd-client" {
+		return crdClient(ctx, args[1:])
+	}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	bin := f.String("bin", "bin", "directory of the rookery and lab programs")
-	pattern := f.String("run", ".", "measure the groups that match: start, pods, memory, idle, service, api, failover")
+	pattern := f.String("run", ".", "measure the groups that match: start, pods, single, many, memory, idle, crd, service, api, failover")
 	if err := f.Parse(args); err != nil {
 		return err
 	}

@@ -119,7 +119,7 @@ func (b *bench) directPods(ctx context.Context) (time.Duration, error) {
 			return 0, err
 		}
 		all.Go(func() {
-			id, err := directPod(ctx, rt, fmt.Sprintf("bench-%d", i))
+			id, err := directPod(ctx, rt, fmt.Sprintf("bench-%d", i), "counts", "serve")
 			made.Store(id, rt)
 			if err != nil {
 				failures <- err
@@ -145,13 +145,13 @@ func (b *bench) directPods(ctx context.Context) (time.Duration, error) {
 	return took, err
 }
 
-// directPod starts what a pod of the sample consists of: a sandbox and two containers.
-func directPod(ctx context.Context, rt runtime.Runtime, name string) (string, error) {
+// directPod starts a sandbox and a container for each role of the sample.
+func directPod(ctx context.Context, rt runtime.Runtime, name string, roles ...string) (string, error) {
 	box, err := rt.RunSandbox(ctx, runtime.SandboxSpec{Name: name, Hostname: name})
 	if err != nil {
 		return "", err
 	}
-	for _, role := range []string{"counts", "serve"} {
+	for _, role := range roles {
 		id, err := rt.CreateContainer(ctx, box.ID, runtime.ContainerSpec{Name: name + "-" + role, Image: "localhost/hello:1", Args: []string{role}})
 		if err != nil {
 			return box.ID, err

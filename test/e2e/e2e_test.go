@@ -45,18 +45,18 @@ func run(m *testing.M) int {
 	l, err := lab.Up(ctx, lab.Options{Dir: dir, Peers: 3, Bin: "../../bin"}, func(s string) { fmt.Println("lab:", s) })
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start lab:", err)
-		tailLogs(dir)
+		lab.TailLogs(os.Stderr, dir)
 		return 1
 	}
 	shared = l
 	if out, err := l.Run(ctx, "h1", "rookery", "apply", "-f", sample()); err != nil {
 		fmt.Fprintln(os.Stderr, "apply sample:", err, out)
-		tailLogs(dir)
+		lab.TailLogs(os.Stderr, dir)
 		return 1
 	}
 	code := m.Run()
 	if code != 0 {
-		tailLogs(dir)
+		lab.TailLogs(os.Stderr, dir)
 	}
 	return code
 }
@@ -67,22 +67,6 @@ func sample() string {
 		panic(err)
 	}
 	return path
-}
-
-// tailLogs shows the end of each peer's log, for those who read a CI run.
-func tailLogs(dir string) {
-	logs, _ := filepath.Glob(dir + "/*/*.log")
-	for _, path := range logs {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-		if len(lines) > 40 {
-			lines = lines[len(lines)-40:]
-		}
-		fmt.Fprintf(os.Stderr, "--- %s\n%s\n", path, strings.Join(lines, "\n"))
-	}
 }
 
 // must runs a command in a host and fails the test unless it succeeds.

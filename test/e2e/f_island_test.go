@@ -92,3 +92,63 @@ func TestIslandKeepsLiving(t *testing.T) {
 	t.Logf("writes were back %.1fs after the second peer was started", took.Seconds())
 	sh(t, last, "rookery -n hello delete configmap mainland")
 }
+
+// All peers lose their power and only one comes back: without quorum it boots its pods
+// from what it has on disk.
+func TestIslandBootsCold(t *testing.T) {
+	allReady(t, time.Minute)
+	all := spread(t, "h1")
+	last := "h3"
+	wanted := map[string]bool{}
+	name := ""
+	for _, p := range all {
+		if p.Spec.NodeName == last {
+			wanted[p.Metadata.UID], name = true, p.Metadata.Name
+		}
+	}
+	if len(wanted) == 0 {
+		t.Fatalf("%s runs no pod", last)
+	}
+	for _, h := range shared.Peers() {
+		if err := shared.Crash(t.Context(), h.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := shared.Start(t.Context(), last); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for _, h := range []string{"h1", "h2"} {
+			if err := shared.Start(context.Background(), h); err != nil {
+				t.Error(err)
+			}
+		}
+		allReady(t, time.Minute)
+		scale(t, last, 3)
+		agree(t)
+	}()
+	args := append([]string{"podman"}, shared.PodmanArgs(last)...)
+	took := eventually(t, 90*time.Second, func() error {
+		var running []struct{ Labels map[string]string }
+		if err := shared.JSON(t.Context(), &running, last, append(args, "ps", "--format", "json", "--filter", "label=io.kubernetes.container.name=hello")...); err != nil {
+			return err
+		}
+		for _, c := range running {
+			if !wanted[c.Labels["io.kubernetes.pod.uid"]] {
+				return fmt.Errorf("a pod runs that was not here: %v", c.Labels)
+			}
+		}
+		if len(running) != len(wanted) {
+			return fmt.Errorf("%d of %d pods run", len(running), len(wanted))
+		}
+		return nil
+	})
+	t.Logf("%d pods ran again %.1fs after the only peer had power", len(wanted), took.Seconds())
+	eventually(t, 30*time.Second, func() error {
+		out, err := shared.Run(t.Context(), last, "rookery", "-n", "hello", "exec", name, "-c", "hello", "--", "/hello", "get", "http://127.0.0.1:8080/")
+		if err == nil && !strings.Contains(out, "no quorum") {
+			err = fmt.Errorf("there is no warning that this is an island: %s", out)
+		}
+		return err
+	})
+}

@@ -20,6 +20,7 @@ func (l *Lab) env(host string) []string {
 		"PATH=" + l.Bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=" + d, "LANG=C.UTF-8", "TERM=" + os.Getenv("TERM"),
 		"CONTAINERS_CONF=" + d + "/containers.conf",
+		"CONTAINERS_REGISTRIES_CONF=" + d + "/registries.conf",
 		"XDG_CACHE_HOME=" + l.path("cache"),
 		"KUBECONFIG=" + kubeconfig,
 		"ROOKERY_CONFIG=" + d + "/rookery.yaml",

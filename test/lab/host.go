@@ -28,6 +28,27 @@ default_ulimits = ["nofile=16384:16384", "nproc=32768:32768"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+[engine.runtimes]
+wrapped = ["%s/wrapped"]
+`
+
+// wrapped is a second OCI runtime: it notes each call and has runc do it. The peers' handler
+// of that name is a service at HOST/wrapped.sock, which a test starts that needs it.
+const wrapped = `#!/bin/sh
+echo "$@" >> %s/wrapped.log
+exec runc "$@"
+`
+
+// registriesConf lets the hosts pull without TLS from a registry on the client
+// (`lab registry`), which is also where they find what the registry mirrored.test has.
+const registriesConf = `[[registry]]
+location = "10.77.0.100:5000"
+insecure = true
+[[registry]]
+location = "mirrored.test"
+[[registry.mirror]]
+location = "10.77.0.100:5000"
+insecure = true
 `
 
 // hostInit is the first process of a host.
@@ -98,19 +119,22 @@ func (h *hostInit) setUp() error {
 	if err := syscall.Sethostname([]byte(h.host.Name)); err != nil {
 		return fmt.Errorf("set hostname: %w", err)
 	}
-	for _, d := range []string{"run", "tmp"} {
-		path := filepath.Join(h.dir, d)
+	// Podman keeps its locks in /dev/shm: shared, they would run out lab after lab.
+	memory := map[string]string{filepath.Join(h.dir, "run"): "mode=0700", filepath.Join(h.dir, "tmp"): "mode=0700", "/dev/shm": "mode=1777"}
+	for path, mode := range memory {
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			return err
 		}
-		if err := syscall.Mount("tmpfs", path, "tmpfs", 0, "mode=0700"); err != nil {
+		if err := syscall.Mount("tmpfs", path, "tmpfs", 0, mode); err != nil {
 			return fmt.Errorf("mount %s: %w", path, err)
 		}
 	}
 	resolv := filepath.Join(h.dir, "resolv.conf")
 	files := map[string]string{
 		resolv:                                   "nameserver 10.43.0.10\nsearch svc.cluster.local cluster.local\noptions timeout:1\n",
-		filepath.Join(h.dir, "containers.conf"):  containersConf,
+		filepath.Join(h.dir, "containers.conf"):  fmt.Sprintf(containersConf, h.dir),
+		filepath.Join(h.dir, "wrapped"):          fmt.Sprintf(wrapped, h.dir),
+		filepath.Join(h.dir, "registries.conf"):  registriesConf,
 		filepath.Join(h.dir, "environment.json"): "",
 	}
 	env, err := json.Marshal(h.lab.env(h.host.Name))
@@ -119,7 +143,7 @@ func (h *hostInit) setUp() error {
 	}
 	files[filepath.Join(h.dir, "environment.json")] = string(env)
 	for path, text := range files {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
 			return err
 		}
 	}

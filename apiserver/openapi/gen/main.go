@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,11 @@ import (
 )
 
 func main() {
+	// It replaces the folder as a whole, so it had better be the right one.
+	if _, err := os.Stat("openapi.go"); err != nil {
+		fmt.Fprintln(os.Stderr, "gen: run it in apiserver/openapi, as go generate does")
+		os.Exit(1)
+	}
 	if err := run("docs"); err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
@@ -31,22 +37,28 @@ func main() {
 // served is each group version with the resources of it that are not served.
 func served() map[string][]string {
 	return map[string][]string{
-		"api/v1":                            {"componentstatuses"},
-		"apis/apps/v1":                      nil,
-		"apis/authentication.k8s.io/v1":     nil,
-		"apis/authorization.k8s.io/v1":      nil,
-		"apis/autoscaling/v1":               nil,
-		"apis/autoscaling/v2":               nil,
-		"apis/batch/v1":                     nil,
-		"apis/coordination.k8s.io/v1":       nil,
-		"apis/discovery.k8s.io/v1":          nil,
-		"apis/events.k8s.io/v1":             nil,
-		"apis/networking.k8s.io/v1":         {"ipaddresses", "servicecidrs"},
-		"apis/node.k8s.io/v1":               nil,
-		"apis/policy/v1":                    nil,
-		"apis/rbac.authorization.k8s.io/v1": nil,
-		"apis/scheduling.k8s.io/v1":         nil,
-		"apis/storage.k8s.io/v1":            {"volumeattributesclasses"},
+		"api/v1":                               nil,
+		"apis/admissionregistration.k8s.io/v1": nil,
+		"apis/apiextensions.k8s.io/v1":         nil,
+		"apis/apiregistration.k8s.io/v1":       nil,
+		"apis/apps/v1":                         nil,
+		"apis/authentication.k8s.io/v1":        nil,
+		"apis/authorization.k8s.io/v1":         nil,
+		"apis/autoscaling/v1":                  nil,
+		"apis/autoscaling/v2":                  nil,
+		"apis/batch/v1":                        nil,
+		"apis/certificates.k8s.io/v1":          nil,
+		"apis/coordination.k8s.io/v1":          nil,
+		"apis/discovery.k8s.io/v1":             nil,
+		"apis/events.k8s.io/v1":                nil,
+		"apis/flowcontrol.apiserver.k8s.io/v1": nil,
+		"apis/storagemigration.k8s.io/v1":      nil,
+		"apis/networking.k8s.io/v1":            nil,
+		"apis/node.k8s.io/v1":                  nil,
+		"apis/policy/v1":                       nil,
+		"apis/rbac.authorization.k8s.io/v1":    nil,
+		"apis/scheduling.k8s.io/v1":            nil,
+		"apis/storage.k8s.io/v1":               {"volumeattributesclasses"},
 	}
 }
 
@@ -55,7 +67,7 @@ func run(out string) error {
 	if err != nil {
 		return fmt.Errorf("find the k8s.io/kubernetes module: %w", err)
 	}
-	source := filepath.Join(strings.TrimSpace(string(dir)), "api", "openapi-spec", "v3")
+	source := filepath.Join(strings.TrimSpace(string(dir)), "api", "openapi-spec")
 	if err := os.RemoveAll(out); err != nil {
 		return err
 	}
@@ -63,24 +75,55 @@ func run(out string) error {
 		return err
 	}
 	for gv, without := range served() {
-		if err := convert(source, out, gv, without); err != nil {
+		if err := convert(filepath.Join(source, "v3"), out, gv, without); err != nil {
 			return fmt.Errorf("convert %s: %w", gv, err)
 		}
+	}
+	if err := convertMetrics(filepath.Join(source, "v3"), out); err != nil {
+		return fmt.Errorf("convert %s: %w", metricsPath, err)
+	}
+	if err := swagger(source, out); err != nil {
+		return fmt.Errorf("convert swagger: %w", err)
 	}
 	return nil
 }
 
 func convert(source, out, gv string, without []string) error {
-	flat := strings.ReplaceAll(gv, "/", "__")
-	raw, err := os.ReadFile(filepath.Join(source, flat+"_openapi.json"))
+	doc, err := read(source, gv)
 	if err != nil {
 		return err
 	}
-	var doc map[string]any
-	if err := json.Unmarshal(raw, &doc); err != nil {
+	cut(doc, without)
+	return writeDocument(out, gv, doc)
+}
+
+// convertMetrics writes the document that Kubernetes does not publish.
+func convertMetrics(source, out string) error {
+	doc, err := read(source, "api/v1")
+	if err != nil {
 		return err
 	}
-	cut(doc, without)
+	components := doc["components"].(map[string]any)
+	schemas := components["schemas"].(map[string]any)
+	paths, more, err := describeMetrics(doc["paths"].(map[string]any), schemas, "#/components/schemas/")
+	if err != nil {
+		return err
+	}
+	doc["paths"] = paths
+	maps.Copy(schemas, more)
+	cut(doc, nil)
+	return writeDocument(out, metricsPath, doc)
+}
+
+func read(source, gv string) (doc map[string]any, err error) {
+	raw, err := os.ReadFile(filepath.Join(source, strings.ReplaceAll(gv, "/", "__")+"_openapi.json"))
+	if err != nil {
+		return nil, err
+	}
+	return doc, json.Unmarshal(raw, &doc)
+}
+
+func writeDocument(out, gv string, doc map[string]any) error {
 	text, err := json.Marshal(doc) // keys sorted: the same input gives the same output
 	if err != nil {
 		return err
@@ -94,7 +137,7 @@ func convert(source, out, gv string, without []string) error {
 		return err
 	}
 	hash := sha256.Sum256(text)
-	base := filepath.Join(out, fmt.Sprintf("%s@%x", flat, hash[:8]))
+	base := filepath.Join(out, fmt.Sprintf("%s@%x", strings.ReplaceAll(gv, "/", "__"), hash[:8]))
 	if err := writeCompressed(base+".json.gz", text); err != nil {
 		return err
 	}
@@ -112,14 +155,18 @@ func cut(doc map[string]any, without []string) {
 			}
 		}
 	}
-	schemas := doc["components"].(map[string]any)["schemas"].(map[string]any)
+	keepUsed(paths, doc["components"].(map[string]any)["schemas"].(map[string]any), "#/components/schemas/")
+}
+
+// keepUsed removes the schemas that nothing in paths refers to, directly or not.
+func keepUsed(paths, schemas map[string]any, prefix string) {
 	used := map[string]bool{}
 	var visit func(any)
 	visit = func(v any) {
 		switch v := v.(type) {
 		case map[string]any:
 			if ref, ok := v["$ref"].(string); ok {
-				name := strings.TrimPrefix(ref, "#/components/schemas/")
+				name := strings.TrimPrefix(ref, prefix)
 				if !used[name] {
 					used[name] = true
 					visit(schemas[name])

@@ -148,8 +148,14 @@ func Clock(now time.Time) Finding {
 	return Finding{What: "clock", Level: OK, Found: now.Format(time.DateTime) + ", synchronized"}
 }
 
+// Versions judges a version of the engine: why it cannot be used, and what it lacks.
+type Versions struct {
+	Check func(runtime.Info) error
+	Lacks func(runtime.Info) []string
+}
+
 // Engine tells whether Podman answers, is new enough and can run containers here.
-func Engine(ctx context.Context, rt runtime.Runtime, socket string, checkVersion func(runtime.Info) error) (all []Finding) {
+func Engine(ctx context.Context, rt runtime.Runtime, socket string, versions Versions) (all []Finding) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	info, err := rt.Info(ctx)
@@ -158,10 +164,13 @@ func Engine(ctx context.Context, rt runtime.Runtime, socket string, checkVersion
 			"install it (apt install podman) and start its API: systemctl enable --now podman.socket. Without systemd: podman system service -t 0 unix://" + socket}}
 	}
 	f := Finding{What: "podman", Level: OK, Found: fmt.Sprintf("%s %s with %s", info.Name, info.Version, info.OCIRuntime)}
-	if err := checkVersion(info); err != nil {
+	if err := versions.Check(info); err != nil {
 		f.Level, f.Found, f.Cure = Fatal, "version "+info.Version, err.Error()
 	}
 	all = append(all, f)
+	for _, lack := range versions.Lacks(info) {
+		all = append(all, Finding{"podman " + info.Version, Warn, lack, "rookery runs with it all the same"})
+	}
 	return append(all, cgroups(info), limits())
 }
 

@@ -26,14 +26,16 @@ type Process struct {
 // Run does what Args say and returns the exit code. ctx ends when the process is killed.
 //
 //	run          prints "running"; prints "stopping" at the stop signal and exits with 0
-//	ignore       until killed
+//	ignore       prints "running", until killed
 //	exit N       exits with N
 //	lines N      prints N lines on each of stdout and stderr, then does as run
 //	env NAME     prints NAME's value
 //	cat          copies stdin to stdout
 //	echo A...    prints its arguments
 //	readfile F   prints a file
+//	fill F N     writes a file of N MiB, then does as run
 //	eat          takes memory until killed
+//	burn N       takes N MiB of memory, prints "running", and computes until the stop signal
 func Run(ctx context.Context, p Process) int {
 	if len(p.Args) == 0 {
 		p.Args = []string{"run"}
@@ -44,6 +46,7 @@ func Run(ctx context.Context, p Process) int {
 		fmt.Fprintln(p.Stdout, "running")
 		return untilStopped(ctx, p)
 	case "ignore":
+		fmt.Fprintln(p.Stdout, "running")
 		<-ctx.Done()
 		return 137
 	case "lines":
@@ -69,8 +72,12 @@ func Run(ctx context.Context, p Process) int {
 		return 0
 	case "readfile":
 		return readFile(p, args[0])
+	case "fill":
+		return fill(ctx, p, args[0], number(args[1:]))
 	case "eat":
 		return eat(ctx, p)
+	case "burn":
+		return burn(ctx, p, number(args))
 	}
 	fmt.Fprintf(p.Stderr, "guest: unknown verb %q\n", verb)
 	return 2
@@ -110,6 +117,19 @@ func readFile(p Process, name string) int {
 	return 0
 }
 
+func fill(ctx context.Context, p Process, name string, mebibytes int) int {
+	data := make([]byte, mebibytes<<20)
+	for i := range data {
+		data[i] = byte(i)
+	}
+	if err := os.WriteFile(name, data, 0o644); err != nil {
+		fmt.Fprintln(p.Stderr, err)
+		return 1
+	}
+	fmt.Fprintln(p.Stdout, "running")
+	return untilStopped(ctx, p)
+}
+
 func eat(ctx context.Context, p Process) int {
 	var all [][]byte
 	for ticker := time.NewTicker(time.Millisecond); ; {
@@ -124,6 +144,27 @@ func eat(ctx context.Context, p Process) int {
 				block[i] = 1
 			}
 			all = append(all, block)
+		}
+	}
+}
+
+func burn(ctx context.Context, p Process, mebibytes int) int {
+	block := make([]byte, mebibytes<<20)
+	for i := 0; i < len(block); i += 4096 {
+		block[i] = 1
+	}
+	fmt.Fprintln(p.Stdout, "running")
+	for sum := byte(0); ; {
+		select {
+		case <-p.Stop:
+			return 0
+		case <-ctx.Done():
+			return 137
+		default:
+			for i := 0; i < len(block); i += 4096 {
+				sum += block[i]
+				block[i] = sum
+			}
 		}
 	}
 }

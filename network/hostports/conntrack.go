@@ -1,0 +1,93 @@
+package hostports
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Forget ends the tracked UDP flows to ports that were published differently before:
+// a client that goes on sending would reach the pod that is gone, or nobody. TCP has
+// an end of its own. It returns at once if nothing of that kind changed.
+func Forget(before, now map[string][]Port, addrs map[string]netip.Addr) error {
+	f := staleUDP{want: targets(now, addrs)}
+	f.ports = changedPorts(targets(before, addrs), f.want)
+	if len(f.ports) == 0 {
+		return nil
+	}
+	list, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("list this machine's addresses: %w", err)
+	}
+	f.local = map[netip.Addr]bool{}
+	for _, a := range list {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok {
+			f.local[addr.Unmap()] = true
+		}
+	}
+	_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f)
+	switch {
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("the kernel cannot list tracked connections (CONFIG_NF_CT_NETLINK): UDP clients of a host port wait for their own timeouts: %w", err)
+	case err != nil && !errors.Is(err, unix.ENOENT): // ENOENT: it ended by itself meanwhile
+		return fmt.Errorf("delete tracked connections: %w", err)
+	}
+	return nil
+}
+
+// target is where a UDP port leads; the address is zero for all of the machine's.
+type target struct {
+	addr netip.Addr
+	port uint16
+}
+
+func targets(pods map[string][]Port, addrs map[string]netip.Addr) map[target]netip.AddrPort {
+	out := map[target]netip.AddrPort{}
+	for uid, ports := range pods {
+		for _, p := range ports {
+			if p.Proto == "udp" {
+				out[target{p.IP, p.Host}] = netip.AddrPortFrom(addrs[uid], p.Container)
+			}
+		}
+	}
+	return out
+}
+
+func changedPorts(before, now map[target]netip.AddrPort) map[uint16]bool {
+	out := map[uint16]bool{}
+	for t, at := range before {
+		if now[t] != at {
+			out[t.port] = true
+		}
+	}
+	for t, at := range now {
+		if before[t] != at {
+			out[t.port] = true
+		}
+	}
+	return out
+}
+
+// staleUDP is netlink's filter: true deletes the flow.
+type staleUDP struct {
+	ports map[uint16]bool
+	want  map[target]netip.AddrPort
+	local map[netip.Addr]bool // addresses of this machine
+}
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (s staleUDP) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	to, ok1 := netip.AddrFromSlice(flow.Forward.DstIP)
+	from, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP)
+	if !ok1 || !ok2 || flow.Forward.Protocol != unix.IPPROTO_UDP || !s.ports[flow.Forward.DstPort] || !s.local[to.Unmap()] {
+		return false
+	}
+	want, published := s.want[target{to.Unmap(), flow.Forward.DstPort}]
+	if !published {
+		want = s.want[target{netip.Addr{}, flow.Forward.DstPort}]
+	}
+	return netip.AddrPortFrom(from.Unmap(), flow.Reverse.SrcPort) != want
+}

@@ -1,0 +1,45 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// API returns a client of the first peer's API that speaks from the machine beside
+// the peers. It has no rate limit: kubectl in a host costs half a second a call.
+func (l *Lab) API() (kubernetes.Interface, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", filepath.Join(l.HostDir(Client), "admin.kubeconfig"))
+	if err != nil {
+		return nil, fmt.Errorf("read the client's kubeconfig: %w", err)
+	}
+	cfg.QPS, cfg.Timeout, cfg.Dial = -1, time.Minute, l.dial
+	return kubernetes.NewForConfig(cfg)
+}
+
+// dial connects from the client's network namespace.
+func (l *Lab) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for good: the thread ends with the goroutine, in the other namespace as it is
+		var ns *os.File
+		if ns, err = os.Open("/run/netns/" + l.netns(Client)); err != nil {
+			return
+		}
+		defer ns.Close()
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err == nil {
+			conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+		}
+	}()
+	<-done
+	return conn, err
+}

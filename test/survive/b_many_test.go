@@ -1,0 +1,210 @@
+package survive
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// many is as many pods as a Kubernetes node takes.
+const many = 110
+
+const oneOfMany = `
+apiVersion: v1
+kind: Pod
+metadata: {name: many-%d}
+spec:
+  terminationGracePeriodSeconds: 5
+  containers:
+  - name: web
+    image: localhost/busybox:1
+    command: [sh, -c, "trap 'exit 0' TERM; while :; do sleep 100000 & wait; done"]
+    volumeMounts: [{name: memory, mountPath: /memory}, {name: disk, mountPath: /disk}]
+  volumes: [{name: memory, emptyDir: {medium: Memory}}, {name: disk, emptyDir: {}}]
+`
+
+// As many pods as a node takes, all Ready; then the daemon idles; then they are
+// deleted, and nothing of them is left on the machine.
+func TestManyPods(t *testing.T) {
+	create(t, fmt.Sprintf(oneOfMany, 0)) // what the first pod leaves for good is no trace of the others
+	waitReady(t, time.Minute, "many-0")
+	clear(t)
+	before := traces(t)
+
+	began := time.Now()
+	for i := range many {
+		create(t, fmt.Sprintf(oneOfMany, i))
+	}
+	allReady(t, 5*time.Minute)
+	t.Logf("%d pods Ready after %.1fs", many, time.Since(began).Seconds())
+	if during := traces(t); len(during["interfaces"]) < many || len(during["mounts"]) < many || len(during["control groups"]) < many || len(during["files"]) < many || len(during["processes"]) < many {
+		t.Fatalf("the traces do not show the pods: %d interfaces, %d mounts, %d control groups, %d files, %d processes", len(during["interfaces"]),
+			len(during["mounts"]), len(during["control groups"]), len(during["files"]), len(during["processes"]))
+	}
+
+	time.Sleep(20 * time.Second) // the last statuses are written, garbage is returned
+	const watched = 30 * time.Second
+	pid := daemon(t)
+	first := spent(t, pid)
+	if path := os.Getenv("ROOKERY_PROFILE"); path != "" {
+		profile(t, path, watched)
+	} else {
+		time.Sleep(watched)
+	}
+	second := spent(t, pid)
+	cpu, written := 100*(second.cpu-first.cpu).Seconds()/watched.Seconds(), second.written-first.written
+	t.Logf("idle with %d pods: %.2f %% of a core, %d bytes written, %d MB resident", many, cpu, written, second.resident>>20)
+	if cpu > 5 || written > 64<<10 { // the goals, 1 % and 0, are measured by `make bench`
+		t.Errorf("the daemon is not idle: %.2f %% of a core, %d bytes written in %s", cpu, written, watched)
+	}
+
+	began = time.Now()
+	clear(t)
+	t.Logf("%d pods deleted after %.1fs", many, time.Since(began).Seconds())
+	eventually(t, 30*time.Second, func() error { return left(before, traces(t)) })
+}
+
+// profile writes where the daemon spends its time.
+func profile(t *testing.T, path string, length time.Duration) {
+	t.Helper()
+	data, err := api.Discovery().RESTClient().Get().AbsPath("/rookery/v1/debug/pprof/profile").
+		Param("seconds", strconv.Itoa(int(length.Seconds()))).Timeout(length + 10*time.Second).DoRaw(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func allReady(t *testing.T, within time.Duration) {
+	t.Helper()
+	eventually(t, within, func() error {
+		list, err := api.CoreV1().Pods(v1.NamespaceDefault).List(t.Context(), metav1.ListOptions{ResourceVersion: "0"})
+		if err != nil {
+			return err
+		}
+		for i := range list.Items {
+			if err := ready(&list.Items[i]); err != nil {
+				return err
+			}
+		}
+		time.Sleep(300 * time.Millisecond)
+		return nil
+	})
+}
+
+// traces is what pods leave on a machine, by kind.
+func traces(t *testing.T) map[string][]string {
+	t.Helper()
+	dir := shared.HostDir(host)
+	lines := func(argv ...string) []string {
+		list := strings.Split(strings.TrimSpace(must(t, argv...)), "\n")
+		slices.Sort(list)
+		return list
+	}
+	podmans := func(line string) []string {
+		out, err := podman(t, line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Fields(out)
+	}
+	all := map[string][]string{
+		"pods":           podmans("pod ps -q --no-trunc"),
+		"containers":     podmans("ps -aq --no-trunc"),
+		"interfaces":     lines("sh", "-c", `ip -o link | sed 's/^[0-9]*: \([^:@]*\).*/\1/'`),
+		"routes":         lines("ip", "route", "show", "table", "all"),
+		"packet rules":   lines("sh", "-c", `nft list ruleset | sed 's/counter packets [0-9]* bytes [0-9]*//'`),
+		"mounts":         lines("sh", "-c", `cut -d' ' -f5 /proc/self/mountinfo`),
+		"control groups": lines("sh", "-c", `find /sys/fs/cgroup -type d -path '*libpod*'`),
+		"processes":      lines("sh", "-c", `for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline 2>/dev/null | grep -a -e conmon -e catatonit -e many- -e 'sleep 100000'; done; true`),
+		// The log of what was wanted grows, and so do the logs of programs; directories of caches come and go.
+		"files": lines("sh", "-c", `find `+dir+` /dev/shm -path '*/rookery/raft' -prune -o -path '*/merged' -prune -o -print`),
+	}
+	return all
+}
+
+// left is what there is now and was not there before.
+func left(before, now map[string][]string) error {
+	for kind, list := range now {
+		for _, entry := range list {
+			if !slices.Contains(before[kind], entry) {
+				return fmt.Errorf("%s: %d are left, there were %d, for example %s", kind, len(list), len(before[kind]), entry)
+			}
+		}
+	}
+	return nil
+}
+
+// daemon is the process of the peer's daemon, as this process sees it.
+func daemon(t *testing.T) int {
+	t.Helper()
+	found, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range found {
+		args, err := os.ReadFile(path)
+		if err != nil || !strings.HasPrefix(filepath.Base(strings.Split(string(args), "\x00")[0]), "rookery") {
+			continue
+		}
+		if cwd, err := os.Readlink(filepath.Dir(path) + "/cwd"); err != nil || cwd != shared.HostDir(host) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pid
+	}
+	t.Fatal("the daemon does not run")
+	return 0
+}
+
+type usage struct {
+	cpu               time.Duration
+	written, resident int64
+}
+
+// spent reads what a process has used so far.
+func spent(t *testing.T, pid int) usage {
+	t.Helper()
+	number := func(file, key string) int64 {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, found := strings.Cut("\n"+string(data), "\n"+key+":")
+		if !found {
+			t.Fatalf("/proc/%d/%s has no %s", pid, file, key)
+		}
+		n, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')'):]))
+	var ticks int64 // utime and stime, in hundredths of a second
+	for _, f := range fields[12:14] {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	return usage{cpu: time.Duration(ticks) * 10 * time.Millisecond, written: number("io", "write_bytes"), resident: number("status", "VmRSS") << 10}
+}

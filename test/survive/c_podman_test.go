@@ -1,0 +1,175 @@
+package survive
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+const plain = `
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: web, image: "localhost/busybox:1", command: [sleep, "100000"]}
+  - {name: side, image: "localhost/busybox:1", command: [sleep, "100000"]}
+`
+
+// service is the process of the host's Podman service, as the host sees it.
+func service(t *testing.T) string {
+	t.Helper()
+	return strings.TrimSpace(must(t, "sh", "-c", `for p in $(pidof podman); do grep -qz '^service$' /proc/$p/cmdline && echo $p; done; true`))
+}
+
+func killService(t *testing.T) {
+	t.Helper()
+	must(t, "kill", "-9", service(t))
+}
+
+// startService does what the lab's first process did when the host began.
+func startService(t *testing.T) {
+	t.Helper()
+	dir := shared.HostDir(host)
+	args := strings.Join(append(shared.PodmanArgs(host), "system service -t 0 unix://"+dir+"/podman.sock"), " ")
+	must(t, "sh", "-c", "rm -f "+dir+"/podman.sock; cd "+dir+"; setsid podman "+args+" </dev/null >>podman.log 2>&1 &")
+}
+
+// waitNode waits until the Node's condition Ready has that status, and returns it.
+func waitNode(t *testing.T, want v1.ConditionStatus, within time.Duration) (c v1.NodeCondition) {
+	t.Helper()
+	took := eventually(t, within, func() (err error) {
+		if c, err = condition(v1.NodeReady); err == nil && c.Status != want {
+			err = fmt.Errorf("the Node's condition is %+v", c)
+		}
+		return err
+	})
+	t.Logf("Ready=%s after %.1fs: %s", want, took.Seconds(), c.Message)
+	return c
+}
+
+// identities are the ids of a pod's containers and how often each was restarted.
+func identities(t *testing.T, name string) map[string]string {
+	t.Helper()
+	p, err := pod(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]string{}
+	for _, s := range p.Status.ContainerStatuses {
+		ids[s.Name] = fmt.Sprint(s.ContainerID, " ", s.RestartCount)
+	}
+	return ids
+}
+
+func same(t *testing.T, name string, before map[string]string) {
+	t.Helper()
+	for c, id := range identities(t, name) {
+		if id != before[c] {
+			t.Errorf("container %s of %s was %s, is %s", c, name, before[c], id)
+		}
+	}
+}
+
+// restarted waits until a container that is ended by hand was started again.
+func restarted(t *testing.T, name, c string, end func(id string)) {
+	t.Helper()
+	before := identities(t, name)[c]
+	end(strings.TrimPrefix(strings.Fields(before)[0], "podman://"))
+	took := eventually(t, 30*time.Second, func() error {
+		p, err := pod(name)
+		if err != nil {
+			return err
+		}
+		if now := identities(t, name)[c]; now == before {
+			return fmt.Errorf("container %s is still %s", c, now)
+		}
+		return ready(p)
+	})
+	t.Logf("container %s of %s runs again after %.1fs", c, name, took.Seconds())
+}
+
+func podmanMust(t *testing.T, line string) {
+	t.Helper()
+	if _, err := podman(t, line); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A Podman service that is killed and started again: the peer says so, nothing of
+// what runs is touched, and events are heard again.
+func TestPodmanServiceRestarts(t *testing.T) {
+	create(t, fmt.Sprintf(plain, "service"))
+	waitReady(t, time.Minute, "service")
+	before := identities(t, "service")
+	killService(t)
+	if c := waitNode(t, v1.ConditionFalse, 20*time.Second); c.Reason != "ContainerEngineUnavailable" || !strings.Contains(c.Message, "systemctl") {
+		t.Errorf("the condition does not help: %+v", c)
+	}
+	if out, err := try(t, "rookery", "status"); err != nil || !strings.Contains(out, "Podman on this peer does not answer") {
+		t.Errorf("status does not say it: %s, %v", out, err)
+	}
+	create(t, fmt.Sprintf(plain, "meanwhile"))
+	time.Sleep(8 * time.Second) // longer than pods stay on a peer that is gone
+	startService(t)
+	waitNode(t, v1.ConditionTrue, 30*time.Second)
+	waitReady(t, time.Minute, "service", "meanwhile")
+	same(t, "service", before)
+	restarted(t, "service", "web", func(id string) { podmanMust(t, "kill -s KILL "+id) })
+	clear(t)
+}
+
+// A container, then the whole pod, removed behind our back.
+func TestRemovedBehindOurBack(t *testing.T) {
+	create(t, fmt.Sprintf(plain, "removed"))
+	waitReady(t, time.Minute, "removed")
+	side := identities(t, "removed")["side"]
+	restarted(t, "removed", "web", func(id string) { podmanMust(t, "rm -f -t 0 "+id) })
+	if now := identities(t, "removed")["side"]; now != side {
+		t.Errorf("the other container was %s, is %s", side, now)
+	}
+	restarted(t, "removed", "side", func(string) { podmanMust(t, "pod rm -f -t 0 -a") })
+	waitReady(t, time.Minute, "removed")
+	running := containers(t, "removed")
+	if len(running["web"]) != 1 || len(running["side"]) != 1 {
+		t.Errorf("containers are %v", running)
+	}
+	clear(t)
+}
+
+// A Podman that hangs: the peer says so, what runs is reached as before, and what was
+// asked for meanwhile is done afterwards.
+func TestPodmanHangs(t *testing.T) {
+	create(t, fmt.Sprintf(plain, "before"))
+	waitReady(t, time.Minute, "before")
+	ids := identities(t, "before")
+	p := service(t)
+	must(t, "kill", "-STOP", p)
+	defer func() {
+		if _, err := try(t, "kill", "-CONT", p); err != nil {
+			t.Error(err)
+		}
+	}()
+	create(t, fmt.Sprintf(plain, "during"))
+	if c := waitNode(t, v1.ConditionFalse, time.Minute); !strings.Contains(c.Message, "systemctl restart podman.service") {
+		t.Errorf("the condition does not help: %+v", c)
+	}
+	if out, err := try(t, "rookery", "status"); err != nil || !strings.Contains(out, "Podman on this peer does not answer") {
+		t.Errorf("status does not say it: %s, %v", out, err)
+	}
+	if b, err := pod("before"); err != nil || ready(b) != nil {
+		t.Errorf("the pod that runs is not Ready any more: %v", err)
+	}
+	must(t, "kill", "-CONT", p)
+	waitNode(t, v1.ConditionTrue, time.Minute)
+	waitReady(t, 2*time.Minute, "before", "during")
+	same(t, "before", ids)
+	if all := containers(t, "during"); len(all["web"]) != 1 || len(all["side"]) != 1 {
+		t.Errorf("containers are %v", all)
+	}
+	clear(t)
+}
