@@ -34,7 +34,7 @@ func (s *Server) filter(h http.Handler, authn authenticator.Request, authz autho
 	h = filters.WithRequestDeadline(h, nil, nil, longRunning, s.codecs, s.cfg.RequestTimeout)
 	h = s.withLifetime(h)
 	h = s.withBodyLimit(h)
-	h = filters.WithWarningRecorder(h)
+	h = withWarnings(h)
 	h = filters.WithRequestInfo(h, requestInfo())
 	h = filters.WithCacheControl(h)
 	h = filters.WithRequestReceivedTimestamp(h)
