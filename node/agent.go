@@ -259,7 +259,7 @@ func (a *Agent) follow(pod *v1.Pod) {
 	a.followed.pod(ctx, pod.UID, projected(pod), a.spawn)
 }
 
-func (a *Agent) unfollow(uid types.UID) { a.followed.pod(nil, uid, nil, nil) }
+func (a *Agent) unfollow(uid types.UID) { a.followed.gone(uid) }
 
 func (a *Agent) filesChanged(pods []types.UID) {
 	for _, uid := range pods {

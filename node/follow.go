@@ -80,19 +80,11 @@ func projected(pod *v1.Pod) map[objectKey]bool {
 	return out
 }
 
-// pod makes exactly keys what is followed for a pod, from now until ctx ends; none: it is gone.
+// pod makes exactly keys what is followed for a pod, from now until ctx ends.
 func (f *followed) pod(ctx context.Context, uid types.UID, keys map[objectKey]bool, spawn func(func()) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for key, w := range f.watches {
-		if !keys[key] {
-			delete(w.used, uid)
-			if len(w.used) == 0 {
-				w.stop()
-				delete(f.watches, key)
-			}
-		}
-	}
+	f.keep(uid, keys)
 	for key := range keys {
 		w := f.watches[key]
 		if w == nil {
@@ -106,6 +98,27 @@ func (f *followed) pod(ctx context.Context, uid types.UID, keys map[objectKey]bo
 		}
 		if _, ok := w.used[uid]; !ok {
 			w.used[uid] = unread
+		}
+	}
+}
+
+// gone ends what is followed for a pod.
+func (f *followed) gone(uid types.UID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.keep(uid, nil)
+}
+
+// keep ends what is followed for a pod and not among keys. Under mu.
+func (f *followed) keep(uid types.UID, keys map[objectKey]bool) {
+	for key, w := range f.watches {
+		if keys[key] {
+			continue
+		}
+		delete(w.used, uid)
+		if len(w.used) == 0 {
+			w.stop()
+			delete(f.watches, key)
 		}
 	}
 }
