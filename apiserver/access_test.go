@@ -16,7 +16,7 @@ import (
 	clientrest "k8s.io/client-go/rest"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
-	"github.com/rundigitalplatform/rookery/apiserver"
+	"github.com/rundigitalplatform/rookery/apiserver/authentication"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
@@ -165,7 +165,7 @@ func TestTokenOfASecret(t *testing.T) {
 func TestIssuerDocuments(t *testing.T) {
 	p := start(t, raftstore.NewMemory())
 	for path, want := range map[string]string{
-		"/.well-known/openid-configuration": apiserver.Issuer + "/openid/v1/jwks",
+		"/.well-known/openid-configuration": authentication.Issuer + "/openid/v1/jwks",
 		"/openid/v1/jwks":                   `"kty":"EC"`,
 	} {
 		body, err := p.admin.CoreV1().RESTClient().Get().AbsPath(path).Do(t.Context()).Raw()

@@ -15,6 +15,10 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 )
 
+// openPaths are answered to anybody, so that a balancer or a person without
+// credentials can see whether this peer is well.
+func openPaths() []string { return []string{"/livez", "/readyz", "/healthz", "/version"} }
+
 // newAuthorizer says who may do what: anybody the open paths, system:masters
 // everything, a peer what its pods need (graph knows which these are), all others
 // what RBAC grants.

@@ -71,7 +71,7 @@ func (s *Server) bootstrapService(ctx context.Context) error {
 		},
 		Spec: corev1.ServiceSpec{
 			Type:            corev1.ServiceTypeClusterIP,
-			ClusterIP:       s.addresses.at(1).String(),
+			ClusterIP:       s.addresses.At(1).String(),
 			SessionAffinity: corev1.ServiceAffinityNone,
 			Ports:           []corev1.ServicePort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: 443, TargetPort: intstr.FromInt(s.cfg.APIPort)}},
 		},

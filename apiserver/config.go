@@ -13,15 +13,13 @@ import (
 	"time"
 
 	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
+	"github.com/rundigitalplatform/rookery/apiserver/allocation"
+	"github.com/rundigitalplatform/rookery/apiserver/authentication"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
-// Issuer names this cluster in service account tokens. It is also the only
-// audience that the API itself accepts.
-const Issuer = "https://kubernetes.default.svc"
-
 // PortRange is a range of ports, both ends included.
-type PortRange struct{ First, Last int }
+type PortRange = allocation.PortRange
 
 // Config says what a [Server] serves and over what. [New] copies it.
 type Config struct {
@@ -42,7 +40,7 @@ type Config struct {
 
 	// OIDC is an issuer whose users the API takes too. nil: none. It is asked when the
 	// first of its tokens comes, not before.
-	OIDC *OIDC
+	OIDC *authentication.OIDC
 
 	// FrontProxy makes what the API shows to extension servers. It is called once, and
 	// where there are none only by the leader. nil: there can be no extension servers.

@@ -20,6 +20,8 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"slices"
+
+	"github.com/rundigitalplatform/rookery/apiserver/authentication"
 )
 
 // filter wraps a handler. Read from the bottom up it is the order in which a
@@ -30,7 +32,7 @@ func (s *Server) filter(h http.Handler, authn authenticator.Request, authz autho
 	h = impersonation.WithImpersonation(h, authz, s.codecs)
 	h = s.withMaxInFlight(h)
 	h = s.withAudit(h)
-	h = filters.WithAuthentication(h, authn, s.unauthorized(), authenticator.Audiences{Issuer}, nil)
+	h = filters.WithAuthentication(h, authn, s.unauthorized(), authenticator.Audiences{authentication.Issuer}, nil)
 	h = filters.WithRequestDeadline(h, nil, nil, longRunning, s.codecs, s.cfg.RequestTimeout)
 	h = s.withLifetime(h)
 	h = s.withBodyLimit(h)

@@ -24,6 +24,7 @@ import (
 	clientrest "k8s.io/client-go/rest"
 
 	"github.com/rundigitalplatform/rookery/apiserver"
+	"github.com/rundigitalplatform/rookery/apiserver/authentication"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
@@ -83,15 +84,15 @@ func (is *issuer) token(t *testing.T, key *ecdsa.PrivateKey, id string, change m
 	return raw
 }
 
-func (is *issuer) settings() *apiserver.OIDC {
-	return &apiserver.OIDC{
+func (is *issuer) settings() *authentication.OIDC {
+	return &authentication.OIDC{
 		IssuerURL: is.URL, ClientID: "rookery", UsernamePrefix: "oidc:", GroupsClaim: "groups", GroupsPrefix: "oidc:",
 		RequiredClaims: map[string]string{"hd": "example.com"}, SigningAlgs: []string{"ES256"},
 		CA: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: is.Certificate().Raw}),
 	}
 }
 
-func trusting(o *apiserver.OIDC) func(*apiserver.Config) {
+func trusting(o *authentication.OIDC) func(*apiserver.Config) {
 	return func(c *apiserver.Config) { c.OIDC = o }
 }
 
@@ -154,7 +155,7 @@ func TestIDTokens(t *testing.T) {
 		"unknown key":            is.token(t, other.key, "2", nil),
 		"a claim is missing":     is.token(t, is.key, "1", map[string]any{"hd": "example.org"}),
 		"no user":                is.token(t, is.key, "1", map[string]any{"sub": nil}),
-		"the cluster's issuer":   is.token(t, is.key, "1", map[string]any{"iss": apiserver.Issuer}),
+		"the cluster's issuer":   is.token(t, is.key, "1", map[string]any{"iss": authentication.Issuer}),
 		"no token at all":        "abc",
 		"signed by nobody":       "eyJhbGciOiJub25lIn0.e30.",
 		"not a token, many dots": "a.b.c.d",
@@ -236,11 +237,11 @@ func TestIssuerOutOfReach(t *testing.T) {
 
 func TestOIDCThatCannotWork(t *testing.T) {
 	is := serveIssuer(t)
-	for name, change := range map[string]func(*apiserver.OIDC){
-		"no client id":   func(o *apiserver.OIDC) { o.ClientID = "" },
-		"http":           func(o *apiserver.OIDC) { o.IssuerURL = "http://id.example.com" },
-		"no certificate": func(o *apiserver.OIDC) { o.CA = []byte("hello") },
-		"algorithm":      func(o *apiserver.OIDC) { o.SigningAlgs = []string{"none"} },
+	for name, change := range map[string]func(*authentication.OIDC){
+		"no client id":   func(o *authentication.OIDC) { o.ClientID = "" },
+		"http":           func(o *authentication.OIDC) { o.IssuerURL = "http://id.example.com" },
+		"no certificate": func(o *authentication.OIDC) { o.CA = []byte("hello") },
+		"algorithm":      func(o *authentication.OIDC) { o.SigningAlgs = []string{"none"} },
 	} {
 		o := is.settings()
 		change(o)

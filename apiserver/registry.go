@@ -12,6 +12,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/pkg/registry/core/componentstatus"
 	"k8s.io/kubernetes/pkg/serviceaccount"
+
+	"github.com/rundigitalplatform/rookery/apiserver/allocation"
 )
 
 // group is an API group as served.
@@ -38,8 +40,8 @@ type builder struct {
 	proxy     http.RoundTripper // to pods and Services
 	client    kubernetes.Interface
 	tokens    serviceaccount.TokenGenerator
-	addresses *addresses
-	nodePorts *nodePorts
+	addresses *allocation.Addresses
+	nodePorts *allocation.NodePorts
 	authn     authenticator.Request
 	authz     authorizer.Authorizer
 	rules     authorizer.RuleResolver

@@ -24,6 +24,8 @@ import (
 	rolebindingpolicy "k8s.io/kubernetes/pkg/registry/rbac/rolebinding/policybased"
 	rolebindingstore "k8s.io/kubernetes/pkg/registry/rbac/rolebinding/storage"
 	"k8s.io/kubernetes/pkg/registry/rbac/validation"
+
+	"github.com/rundigitalplatform/rookery/apiserver/authentication"
 )
 
 // auth builds the groups that say who may do what, and those that tell.
@@ -48,7 +50,7 @@ func (b *builder) auth() []group {
 			"clusterrolebindings": clusterrolebindingpolicy.NewStorage(clusterBindings, b.authz, rules),
 		})},
 		{"authentication.k8s.io", v1(resources{
-			"tokenreviews":       tokenreview.NewREST(b.authn, []string{Issuer}),
+			"tokenreviews":       tokenreview.NewREST(b.authn, []string{authentication.Issuer}),
 			"selfsubjectreviews": selfsubjectreview.NewREST(),
 		})},
 		{"authorization.k8s.io", v1(resources{

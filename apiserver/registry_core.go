@@ -26,6 +26,9 @@ import (
 	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
 	service "k8s.io/kubernetes/pkg/registry/core/service/storage"
 	serviceaccount "k8s.io/kubernetes/pkg/registry/core/serviceaccount/storage"
+
+	"github.com/rundigitalplatform/rookery/apiserver/allocation"
+	"github.com/rundigitalplatform/rookery/apiserver/authentication"
 )
 
 const (
@@ -78,7 +81,7 @@ func (b *builder) core() (resources, rest.Storage) {
 		"pods/log": pods.Log, "pods/exec": pods.Exec, "pods/attach": pods.Attach, "pods/portforward": pods.PortForward, "pods/proxy": pods.Proxy,
 	})
 
-	accounts, err := serviceaccount.NewREST(b.options, b.tokens, []string{Issuer}, b.authz, maxTokenLife, pods.Pod.Store, secrets, nodes.Node.Store,
+	accounts, err := serviceaccount.NewREST(b.options, b.tokens, []string{authentication.Issuer}, b.authz, maxTokenLife, pods.Pod.Store, secrets, nodes.Node.Store,
 		b.client.AdmissionregistrationV1().ValidatingWebhookConfigurations(), b.client.AdmissionregistrationV1().MutatingWebhookConfigurations(), false, 0)
 	b.note(err)
 	if b.err != nil {
@@ -93,7 +96,7 @@ func (b *builder) core() (resources, rest.Storage) {
 
 func (b *builder) services(pods pod.PodStorage, proxy http.RoundTripper) resources {
 	family := b.addresses.IPFamily()
-	registry := func(from *addresses) (*service.REST, *service.StatusREST, *svcregistry.ProxyREST, error) {
+	registry := func(from *allocation.Addresses) (*service.REST, *service.StatusREST, *svcregistry.ProxyREST, error) {
 		return service.NewREST(b.options, family, map[api.IPFamily]ipallocator.Interface{family: from}, b.nodePorts, endpointSlices{b.client}, pods.Pod, proxy)
 	}
 	svc, status, svcProxy, err := registry(b.addresses)
@@ -102,7 +105,7 @@ func (b *builder) services(pods pod.PodStorage, proxy http.RoundTripper) resourc
 		return nil
 	}
 	allocateFor(svc, func(namespace, name string) (*service.REST, error) {
-		own, _, _, err := registry(b.addresses.of(namespace, name))
+		own, _, _, err := registry(b.addresses.For(namespace, name))
 		return own, err
 	})
 	return resources{"services": &services{REST: svc, quorum: b.quorum}, "services/status": status, "services/proxy": svcProxy}

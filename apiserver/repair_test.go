@@ -1,120 +1,98 @@
-package apiserver
+package apiserver_test
 
 import (
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"errors"
-	"log/slog"
-	"net"
-	"net/netip"
+	"strings"
 	"testing"
-	"time"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
 
+	"github.com/rundigitalplatform/rookery/apiserver/allocation"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
 func TestRepairAllocations(t *testing.T) {
 	store := raftstore.NewMemory()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := New(Config{Store: store, Logger: slog.New(slog.DiscardHandler), TokenKey: key})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	defer func() { cancel(); <-done }()
-	for deadline := time.Now().Add(20 * time.Second); s.Ready() != nil; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal(s.Ready())
-		}
-	}
-	if err := s.Bootstrap(ctx); err != nil {
-		t.Fatal(err)
-	}
+	p := start(t, store)
+	ctx := t.Context()
+	addresses := p.admin.NetworkingV1().IPAddresses()
+	ports := allocation.NewNodePorts(store, "/registry", allocation.PortRange{First: 30000, Last: 32767})
 
 	// A claim without a Service, and Service kubernetes as a cluster has it that is
 	// older than IPAddresses: with a claim of then.
-	first := netip.MustParseAddr("10.43.0.1")
-	if err := s.nodePorts.claims.take("30500"); err != nil {
+	const first, claimed = "10.43.0.1", "10.43.0.99"
+	if err := ports.Allocate(30500); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.addresses.objects.release(first); err != nil {
+	if err := addresses.Delete(ctx, first, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{first.String(), "10.43.0.99"} {
-		if err := s.addresses.objects.old.take(name); err != nil {
+	old := func(address string) string { return "/registry/ranges/serviceips/" + address }
+	for _, name := range []string{first, claimed} {
+		if _, err := store.Txn(ctx, raftstore.Txn{{Key: old(name), Kind: raftstore.Put, Value: []byte{1}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := s.addresses.of("default", "other").Allocate(net.IP(first.AsSlice())); !errors.Is(err, ipallocator.ErrAllocated) {
+	other := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "other"}, Spec: corev1.ServiceSpec{ClusterIP: first, Ports: []corev1.ServicePort{{Port: 80}}}}
+	if _, err := p.admin.CoreV1().Services("default").Create(ctx, other, metav1.CreateOptions{}); err == nil || !strings.Contains(err.Error(), "already allocated") {
 		t.Errorf("an address that is claimed as before was given out: %v", err)
 	}
 	// One that names a Service that is not there, and one that is not of ours.
-	gone, gateway := netip.MustParseAddr("10.43.0.50"), netip.MustParseAddr("10.43.0.51")
-	if err := s.addresses.objects.create(gone, s.addresses.of("default", "gone").holder); err != nil {
-		t.Fatal(err)
+	const gone, gateway = "10.43.0.50", "10.43.0.51"
+	for _, object := range []*networkingv1.IPAddress{
+		{
+			ObjectMeta: metav1.ObjectMeta{Name: gone, Labels: map[string]string{networkingv1.LabelManagedBy: ipallocator.ControllerName}},
+			Spec:       networkingv1.IPAddressSpec{ParentRef: &networkingv1.ParentReference{Resource: "services", Namespace: "default", Name: "gone"}},
+		}, {
+			ObjectMeta: metav1.ObjectMeta{Name: gateway},
+			Spec:       networkingv1.IPAddressSpec{ParentRef: &networkingv1.ParentReference{Group: "gateway.networking.k8s.io", Resource: "gateways", Namespace: "default", Name: "g"}},
+		},
+	} {
+		if _, err := addresses.Create(ctx, object, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	theirs := &networkingv1.IPAddress{ObjectMeta: metav1.ObjectMeta{Name: gateway.String()}, Spec: networkingv1.IPAddressSpec{ParentRef: &networkingv1.ParentReference{Group: "gateway.networking.k8s.io", Resource: "gateways", Namespace: "default", Name: "g"}}}
-	if _, err := s.client.NetworkingV1().IPAddresses().Create(ctx, theirs, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
+
+	there := func(address string) bool {
+		_, err := addresses.Get(ctx, address, metav1.GetOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			t.Fatal(err)
+		}
+		return err == nil
 	}
-	seen, err := s.repairOnce(ctx, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.addresses.objects.old.has(first.String()) {
-		t.Error("the claim of before is still there")
-	}
-	if have, err := s.client.NetworkingV1().IPAddresses().Get(ctx, first.String(), metav1.GetOptions{}); err != nil || have.Spec.ParentRef.Name != "kubernetes" || have.Spec.ParentRef.Namespace != "default" {
-		t.Errorf("the address of Service kubernetes is %+v, %v", have, err)
+	isClaimed := func(address string) bool { kv, _ := store.Get(old(address)); return kv != nil }
+	repair := p.NewRepair()
+	once := func() {
+		t.Helper()
+		if err := repair.Once(ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
 	held := func(what string, want bool) {
 		t.Helper()
-		if !s.nodePorts.Has(30500) == want || s.addresses.objects.has(gone) != want || s.addresses.objects.old.has("10.43.0.99") != want {
+		if ports.Has(30500) != want || there(gone) != want || isClaimed(claimed) != want {
 			t.Error(what)
 		}
 	}
-	held("an orphan was released at first sight", true)
-	if _, err := s.repairOnce(ctx, seen); err != nil {
-		t.Fatal(err)
+	once()
+	if isClaimed(first) {
+		t.Error("the claim of before is still there")
 	}
+	if have, err := addresses.Get(ctx, first, metav1.GetOptions{}); err != nil || have.Spec.ParentRef.Name != "kubernetes" || have.Spec.ParentRef.Namespace != "default" {
+		t.Errorf("the address of Service kubernetes is %+v, %v", have, err)
+	}
+	held("an orphan was released at first sight", true)
+	once()
 	held("an orphan was not released", false)
-	if !s.addresses.objects.has(gateway) {
+	if !there(gateway) {
 		t.Error("an address that a gateway holds was released")
 	}
 	before := store.Revision()
-	if _, err := s.repairOnce(ctx, nil); err != nil {
-		t.Fatal(err)
-	}
+	once()
 	if store.Revision() != before {
 		t.Error("repair wrote although nothing was wrong")
-	}
-}
-
-// Every kind that a client writes has a type for managedFields; what lacks one
-// is logged by upstream at each request and otherwise goes unnoticed.
-func TestTypesOfWhatIsNeverApplied(t *testing.T) {
-	types := newTypes()
-	binding := &corev1.Binding{}
-	binding.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Binding"))
-	request := &authenticationv1.TokenRequest{}
-	request.SetGroupVersionKind(authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"))
-	if _, err := types.ObjectToTyped(binding); err != nil {
-		t.Error(err)
-	}
-	if _, err := types.ObjectToTyped(request); err != nil {
-		t.Error(err)
 	}
 }

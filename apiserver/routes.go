@@ -10,6 +10,7 @@ import (
 	apiversion "k8s.io/apimachinery/pkg/version"
 	"k8s.io/component-base/metrics/legacyregistry"
 
+	"github.com/rundigitalplatform/rookery/apiserver/authentication"
 	"github.com/rundigitalplatform/rookery/apiserver/openapi"
 )
 
@@ -34,7 +35,7 @@ func (s *Server) routes(api http.Handler, described ...openapi.Source) (http.Han
 		w.Write(about)
 	})
 	mux.Handle("/metrics", legacyregistry.Handler())
-	issuer, err := issuerDocuments(s.cfg)
+	issuer, err := authentication.IssuerDocuments(s.cfg.TokenKey)
 	if err != nil {
 		return nil, err
 	}

@@ -12,14 +12,19 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/node"
 
+	"github.com/rundigitalplatform/rookery/apiserver/admission"
 	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
+	"github.com/rundigitalplatform/rookery/apiserver/allocation"
+	"github.com/rundigitalplatform/rookery/apiserver/authentication"
 	"github.com/rundigitalplatform/rookery/apiserver/customresources"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
@@ -31,8 +36,8 @@ type Server struct {
 	handler   http.Handler
 	client    kubernetes.Interface // of the server itself, system:masters
 	factory   informers.SharedInformerFactory
-	addresses *addresses
-	nodePorts *nodePorts
+	addresses *allocation.Addresses
+	nodePorts *allocation.NodePorts
 	types     *types
 	graph     *node.Graph // which objects the pods of each peer refer to
 
@@ -59,7 +64,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg:       cfg,
 		codecs:    serializer.NewCodecFactory(legacyscheme.Scheme, serializer.WithStreamingCollectionEncodingToJSON(), serializer.WithStreamingCollectionEncodingToProtobuf()),
-		nodePorts: &nodePorts{claims{cfg.Store, registryPrefix + "/ranges/servicenodeports/"}, cfg.NodePorts},
+		nodePorts: allocation.NewNodePorts(cfg.Store, registryPrefix, cfg.NodePorts),
 		types:     newTypes(),
 		graph:     node.NewGraph(),
 	}
@@ -77,12 +82,15 @@ func New(cfg Config) (*Server, error) {
 }
 
 func (s *Server) build() error {
-	tokens, err := serviceaccount.JWTTokenGenerator(Issuer, s.cfg.TokenKey)
+	tokens, err := serviceaccount.JWTTokenGenerator(authentication.Issuer, s.cfg.TokenKey)
 	if err != nil {
 		return fmt.Errorf("use service account signing key: %w", err)
 	}
 	bound := &boundObjects{}
-	authn, err := newAuthenticator(s.life, s.cfg, bound, s.client.CoreV1())
+	authn, err := authentication.New(authentication.Config{
+		Life: s.life, Components: authenticator.RequestFunc(inProcessIdentity), ClientCAs: s.cfg.ClientCAs, Revoked: s.cfg.Revoked,
+		TokenKey: s.cfg.TokenKey, Bound: bound, Secrets: s.client.CoreV1(), OIDC: s.cfg.OIDC, OpenPaths: openPaths(),
+	})
 	if err != nil {
 		return err
 	}
@@ -90,7 +98,13 @@ func (s *Server) build() error {
 	if err != nil {
 		return err
 	}
-	admit, err := newAdmission(s.cfg, s.client, s.factory, authz, &hooks{server: s, authz: authz}, s.life.Done())
+	admit, err := admission.New(admission.Config{
+		Client: s.client, Informers: s.factory, StartInformers: s.StartInformers, Authorizer: authz, Store: s.cfg.Store, Prefix: registryPrefix, Quorum: s.quorum,
+		Objects: func() (dynamic.Interface, error) {
+			return dynamic.NewForConfig(s.ClientConfig("system:apiserver", "system:masters"))
+		},
+		Services: serviceResolver{s.client}, UnreachableSeconds: s.cfg.TolerationSeconds, KubernetesVersion: s.cfg.KubernetesVersion, Life: s.life,
+	})
 	if err != nil {
 		return err
 	}

@@ -17,22 +17,25 @@ import (
 	"k8s.io/kubernetes/pkg/apis/networking"
 	ipaddress "k8s.io/kubernetes/pkg/registry/networking/ipaddress/storage"
 	servicecidr "k8s.io/kubernetes/pkg/registry/networking/servicecidr/storage"
+
+	"github.com/rundigitalplatform/rookery/apiserver/allocation"
 )
 
 // rangeName is the ServiceCIDR that there always is; upstream's name.
 const rangeName = "kubernetes"
 
 // newAddresses makes the allocator of Service addresses.
-func (s *Server) newAddresses() (*addresses, error) {
+func (s *Server) newAddresses() (*allocation.Addresses, error) {
 	registry, err := ipaddress.NewREST(restOptions{store: s.cfg.Store})
 	if err != nil {
 		return nil, fmt.Errorf("build registry of ipaddresses: %w", err)
 	}
-	return newAddresses(&addressObjects{
-		registry: registry,
-		keys:     claims{s.cfg.Store, registryPrefix + "/" + networking.GroupName + "/ipaddresses/"},
-		old:      claims{s.cfg.Store, registryPrefix + "/ranges/serviceips/"},
-	}, s.cfg.ServiceCIDR), nil
+	return allocation.NewAddresses(s.cfg.Store, registryPrefix, registry, s.cfg.ServiceCIDR), nil
+}
+
+// NewRepair is for the leader: it mends what Services hold or do not hold.
+func (s *Server) NewRepair() *allocation.Repair {
+	return &allocation.Repair{Client: s.client, Store: s.cfg.Store, Addresses: s.addresses, NodePorts: s.nodePorts, Logger: s.cfg.Logger}
 }
 
 // serviceRanges lets be the one ServiceCIDR that the cluster was made with. What
@@ -86,7 +89,7 @@ func (s *Server) bootstrapRange(ctx context.Context) error {
 	all := s.client.NetworkingV1().ServiceCIDRs()
 	want := &networkingv1.ServiceCIDR{
 		ObjectMeta: metav1.ObjectMeta{Name: rangeName},
-		Spec:       networkingv1.ServiceCIDRSpec{CIDRs: []string{s.addresses.cidr.String()}},
+		Spec:       networkingv1.ServiceCIDRSpec{CIDRs: []string{s.addresses.Range().String()}},
 	}
 	if err := ensure(ctx, want.Name, all.Get, all.Create, want); err != nil {
 		return fmt.Errorf("create servicecidr %s: %w", want.Name, err)

@@ -61,7 +61,7 @@ func (p *peer) lead(ctx context.Context) error {
 				err := scheduler.Run(ctx, scheduler.Config{ClientConfig: p.api.ClientConfig, Informers: term, Logger: p.log.With("room", "scheduler")})
 				return errors.Join(err, term.Close())
 			},
-			"service addresses": p.api.RepairAllocations,
+			"service addresses": func(ctx context.Context) error { p.api.NewRepair().Run(ctx); return nil },
 			"definitions":       p.api.RunDefinitions,
 			"extension servers": func(ctx context.Context) error {
 				term := controller.NewTerm(p.api.Informers(), p.api.StartInformers)

@@ -7,12 +7,12 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/rundigitalplatform/rookery/apiserver"
+	"github.com/rundigitalplatform/rookery/apiserver/authentication"
 )
 
 // oidcConfig are the settings of an OpenID Connect issuer, named as kube-apiserver's flags.
 type oidcConfig struct {
-	apiserver.OIDC
+	authentication.OIDC
 	CAFile string
 }
 
@@ -29,7 +29,7 @@ func (c *oidcConfig) flags(f *pflag.FlagSet) {
 }
 
 // load is the issuer that the configuration asks for; nil: none.
-func (c oidcConfig) load() (*apiserver.OIDC, error) {
+func (c oidcConfig) load() (*authentication.OIDC, error) {
 	if c.IssuerURL == "" {
 		if c.ClientID != "" || c.CAFile != "" || c.UsernamePrefix != "" || c.GroupsClaim != "" || c.GroupsPrefix != "" || len(c.RequiredClaims) > 0 {
 			return nil, errors.New("oidc settings without oidc-issuer-url: set that too, or remove them")

@@ -1,4 +1,4 @@
-package apiserver
+package allocation
 
 import (
 	"context"
@@ -14,8 +14,8 @@ import (
 )
 
 // takenAddresses returns the IPAddresses by name.
-func (s *Server) takenAddresses(ctx context.Context) (map[string]networkingv1.IPAddress, error) {
-	list, err := s.client.NetworkingV1().IPAddresses().List(ctx, metav1.ListOptions{})
+func (r *Repair) takenAddresses(ctx context.Context) (map[string]networkingv1.IPAddress, error) {
+	list, err := r.Client.NetworkingV1().IPAddresses().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list ipaddresses: %w", err)
 	}
@@ -31,13 +31,13 @@ func (s *Server) takenAddresses(ctx context.Context) (map[string]networkingv1.IP
 // them. What somebody else created, a gateway for example, is theirs.
 //
 // Of a cluster that is older than IPAddresses here, it turns the claims into them.
-func (s *Server) repairAddresses(taken map[string]networkingv1.IPAddress, services []corev1.Service, orphans map[string]int64) error {
-	o := s.addresses.objects
+func (r *Repair) repairAddresses(taken map[string]networkingv1.IPAddress, services []corev1.Service, orphans map[string]int64) error {
+	o := r.Addresses.objects
 	held := map[string]*corev1.Service{}
 	for i := range services {
-		for _, addr := range s.addressesOf(&services[i]) {
+		for _, addr := range r.addressesOf(&services[i]) {
 			if other := held[addr.String()]; other != nil {
-				s.cfg.Logger.Error("two services have the same address: delete one and create it again", "address", addr,
+				r.Logger.Error("two services have the same address: delete one and create it again", "address", addr,
 					"service", services[i].Namespace+"/"+services[i].Name, "other", other.Namespace+"/"+other.Name)
 				continue
 			}
@@ -45,8 +45,8 @@ func (s *Server) repairAddresses(taken map[string]networkingv1.IPAddress, servic
 			if _, ok := taken[addr.String()]; ok {
 				continue
 			}
-			holder := s.addresses.of(services[i].Namespace, services[i].Name).holder
-			if err := s.again(&services[i], addr.String(), o.create(addr, holder)); err != nil {
+			holder := r.Addresses.For(services[i].Namespace, services[i].Name).holder
+			if err := r.again(&services[i], addr.String(), o.create(addr, holder)); err != nil {
 				return err
 			}
 		}
@@ -61,13 +61,13 @@ func (s *Server) repairAddresses(taken map[string]networkingv1.IPAddress, servic
 		}
 		orphans[o.keys.prefix+name] = revision
 	}
-	return s.retireClaims(held, orphans)
+	return r.retireClaims(held, orphans)
 }
 
 // retireClaims releases the claims of before that have become objects, and adds
 // to orphans those that no Service holds.
-func (s *Server) retireClaims(held map[string]*corev1.Service, orphans map[string]int64) error {
-	o := s.addresses.objects
+func (r *Repair) retireClaims(held map[string]*corev1.Service, orphans map[string]int64) error {
+	o := r.Addresses.objects
 	claims, err := o.old.all()
 	if err != nil {
 		return err
@@ -89,10 +89,10 @@ func isHeldBy(svc *corev1.Service, ref *networkingv1.ParentReference) bool {
 }
 
 // addressesOf are those of the range that a Service must hold.
-func (s *Server) addressesOf(svc *corev1.Service) []netip.Addr {
+func (r *Repair) addressesOf(svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, ip := range svc.Spec.ClusterIPs {
-		if addr, err := s.addresses.usable(net.ParseIP(ip)); err == nil {
+		if addr, err := r.Addresses.usable(net.ParseIP(ip)); err == nil {
 			out = append(out, addr)
 		}
 	}

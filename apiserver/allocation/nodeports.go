@@ -1,4 +1,4 @@
-package apiserver
+package allocation
 
 import (
 	"errors"
@@ -7,19 +7,31 @@ import (
 	"strconv"
 
 	"k8s.io/kubernetes/pkg/registry/core/service/portallocator"
+
+	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
-// nodePorts allocates node ports, one [claims] key each. Dry runs are the
-// business of upstream's PortAllocationOperation.
-type nodePorts struct {
+// PortRange is a range of ports, both ends included.
+type PortRange struct{ First, Last int }
+
+// NodePorts allocates node ports, one key of the store each. Dry runs are the business of
+// upstream's PortAllocationOperation. Its methods may be called concurrently; those that
+// take or give back wait for the store.
+type NodePorts struct {
 	claims claims
 	ports  PortRange
 }
 
-var _ portallocator.Interface = (*nodePorts)(nil)
+// NewNodePorts allocates of ports, and keeps what is taken in store, under prefix
+// ("/registry").
+func NewNodePorts(store raftstore.Store, prefix string, ports PortRange) *NodePorts {
+	return &NodePorts{claims{store, prefix + "/ranges/servicenodeports/"}, ports}
+}
+
+var _ portallocator.Interface = (*NodePorts)(nil)
 
 // Allocate claims a given port.
-func (n *nodePorts) Allocate(port int) error {
+func (n *NodePorts) Allocate(port int) error {
 	if port < n.ports.First || port > n.ports.Last {
 		return &portallocator.ErrNotInRange{ValidPorts: fmt.Sprintf("%d-%d", n.ports.First, n.ports.Last)}
 	}
@@ -32,7 +44,7 @@ func (n *nodePorts) Allocate(port int) error {
 
 // AllocateNext claims a free port, from a random place on. The first ports are
 // left for those who choose theirs: upstream's rule, min(max(16, size/32), 128).
-func (n *nodePorts) AllocateNext() (int, error) {
+func (n *NodePorts) AllocateNext() (int, error) {
 	size := n.ports.Last - n.ports.First + 1
 	low := 0
 	if size >= 32 {
@@ -60,10 +72,10 @@ func (n *nodePorts) AllocateNext() (int, error) {
 }
 
 // Release gives a port back.
-func (n *nodePorts) Release(port int) error { return n.claims.release(strconv.Itoa(port)) }
+func (n *NodePorts) Release(port int) error { return n.claims.release(strconv.Itoa(port)) }
 
 // ForEach calls f for each claimed port.
-func (n *nodePorts) ForEach(f func(int)) {
+func (n *NodePorts) ForEach(f func(int)) {
 	held, err := n.claims.all()
 	if err != nil { // a list at the newest revision has no way to fail but a closed store
 		return
@@ -76,7 +88,7 @@ func (n *nodePorts) ForEach(f func(int)) {
 }
 
 // Has tells whether a port is claimed as far as this peer knows.
-func (n *nodePorts) Has(port int) bool { return n.claims.has(strconv.Itoa(port)) }
+func (n *NodePorts) Has(port int) bool { return n.claims.has(strconv.Itoa(port)) }
 
-func (n *nodePorts) Destroy()       {}
-func (n *nodePorts) EnableMetrics() {}
+func (n *NodePorts) Destroy()       {}
+func (n *NodePorts) EnableMetrics() {}

@@ -1,4 +1,4 @@
-package apiserver
+package allocation
 
 import (
 	"context"
@@ -14,21 +14,24 @@ import (
 	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
 )
 
+// Registry is that of IPAddresses.
+type Registry interface {
+	rest.Storage
+	rest.Creater
+	rest.GracefulDeleter
+}
+
 // addressObjects keeps Service addresses, each as an IPAddress that names its
 // Service: created, it is taken, because the store lets one creation win. They
 // are written by the registry itself, past admission: an address is no business
 // of webhooks, and an island's must not wait for one.
 //
 // Before there were IPAddresses here, a claim was a key under old. What is left
-// of those still counts; [Server.RepairAllocations] turns them into objects.
+// of those still counts; [Repair] turns them into objects.
 type addressObjects struct {
-	registry interface {
-		rest.Storage
-		rest.Creater
-		rest.GracefulDeleter
-	}
-	keys claims // of the registry's objects, to look at
-	old  claims
+	registry Registry
+	keys     claims // of the registry's objects, to look at
+	old      claims
 }
 
 // take claims an address for a Service, or returns errTaken.

@@ -1,4 +1,4 @@
-package apiserver
+package admission
 
 import (
 	"context"
@@ -14,11 +14,11 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 )
 
-// quantityRangePlugin refuses quantities far beyond what anything can be measured in.
+// quantityRangeName refuses quantities far beyond what anything can be measured in.
 // Upstream computes with them for hours: 10^999999999 is a number of 400 MB. Decoding is
 // bounded by our copy of the decimal numbers (third_party/inf), and nothing else has
 // looked at the object when this plugin, the first of all, refuses it.
-const quantityRangePlugin = "QuantityRange"
+const quantityRangeName = "QuantityRange"
 
 const (
 	maxQuantityExponent = 100  // powers of ten, either way
@@ -28,7 +28,7 @@ const (
 type quantityRange struct{ *admission.Handler }
 
 func registerQuantityRange(plugins *admission.Plugins) {
-	plugins.Register(quantityRangePlugin, func(io.Reader) (admission.Interface, error) {
+	plugins.Register(quantityRangeName, func(io.Reader) (admission.Interface, error) {
 		return quantityRange{admission.NewHandler(admission.Create, admission.Update)}, nil
 	})
 }

@@ -1,4 +1,4 @@
-package apiserver
+package admission
 
 import (
 	"context"
@@ -12,15 +12,15 @@ import (
 	certificatesapi "k8s.io/kubernetes/pkg/apis/certificates"
 )
 
-// peerSubjectPlugin refuses requests for a peer's certificate. Upstream refuses
+// peerSubjectName refuses requests for a peer's certificate. Upstream refuses
 // system:masters alone, but here a certificate of system:nodes opens the doors
 // between peers too, and who may approve requests must not get through these.
-const peerSubjectPlugin = "PeerSubjectRestriction"
+const peerSubjectName = "PeerSubjectRestriction"
 
 type peerSubject struct{ *admission.Handler }
 
 func registerPeerSubject(plugins *admission.Plugins) {
-	plugins.Register(peerSubjectPlugin, func(io.Reader) (admission.Interface, error) {
+	plugins.Register(peerSubjectName, func(io.Reader) (admission.Interface, error) {
 		return peerSubject{admission.NewHandler(admission.Create)}, nil
 	})
 }

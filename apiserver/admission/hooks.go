@@ -1,4 +1,4 @@
-package apiserver
+package admission
 
 import (
 	"context"
@@ -15,9 +15,7 @@ import (
 	mutatingwebhook "k8s.io/apiserver/pkg/admission/plugin/webhook/mutating"
 	"k8s.io/apiserver/pkg/admission/plugin/webhook/predicates/rules"
 	validatingwebhook "k8s.io/apiserver/pkg/admission/plugin/webhook/validating"
-	"k8s.io/apiserver/pkg/authorization/authorizer"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/kubeapiserver/admission/exclusion"
@@ -27,9 +25,7 @@ import (
 // hooks are the plugins that ask what users have registered: policies, webhooks
 // and runtime classes. All are dormant until there is something to ask.
 type hooks struct {
-	server *Server
-	authz  authorizer.Authorizer
-
+	Config
 	caughtUp atomic.Bool // this peer's state was as new as the cluster's once since it started
 }
 
@@ -68,7 +64,7 @@ func namesRuntimeClass(_ context.Context, a admission.Attributes) (bool, error) 
 // is known sooner than any informer knows it: whoever has seen the first object
 // here is checked by it.
 func (h *hooks) anyOf(resource string) func(context.Context, admission.Attributes) (bool, error) {
-	prefix := registryPrefix + "/admissionregistration.k8s.io/" + resource + "/"
+	prefix := h.Prefix + "/admissionregistration.k8s.io/" + resource + "/"
 	reviews := exclusion.Excluded()
 	return func(ctx context.Context, a admission.Attributes) (bool, error) {
 		// The plugins pass these over too: nobody may lock themselves out.
@@ -78,7 +74,7 @@ func (h *hooks) anyOf(resource string) func(context.Context, admission.Attribute
 		if err := h.catchUp(ctx, a); err != nil {
 			return false, err
 		}
-		found, err := h.server.cfg.Store.List(prefix, "", 0, 1)
+		found, err := h.Store.List(prefix, "", 0, 1)
 		if err != nil {
 			return false, fmt.Errorf("look for %s: %w", resource, err)
 		}
@@ -94,7 +90,7 @@ func (h *hooks) catchUp(ctx context.Context, a admission.Attributes) error {
 	if h.caughtUp.Load() || a.GetOperation() == admission.Connect || token {
 		return nil
 	}
-	if err := h.server.quorum(ctx); err != nil {
+	if err := h.Quorum(ctx); err != nil {
 		return err
 	}
 	h.caughtUp.Store(true)
@@ -103,20 +99,19 @@ func (h *hooks) catchUp(ctx context.Context, a admission.Attributes) error {
 
 // initialize gives a plugin what kube-apiserver gives it, and starts its informers.
 func (h *hooks) initialize(plugin admission.Interface) error {
-	s := h.server
-	objects, err := dynamic.NewForConfig(s.ClientConfig("system:apiserver", "system:masters"))
+	objects, err := h.Objects()
 	if err != nil {
 		return fmt.Errorf("make dynamic client: %w", err)
 	}
 	admission.PluginInitializers{
-		initializer.New(s.client, objects, lifelong{s.factory, s.StartInformers}, h.authz, utilfeature.DefaultFeatureGate, nil, s.life.Done(), newMapper(s.client.Discovery())),
-		webhook.NewPluginInitializer(nil, serviceResolver{s.client}),
+		initializer.New(h.Client, objects, lifelong{h.Informers, h.StartInformers}, h.Authorizer, utilfeature.DefaultFeatureGate, nil, h.Life.Done(), newMapper(h.Client.Discovery())),
+		webhook.NewPluginInitializer(nil, h.Services),
 		excluding{},
 	}.Initialize(plugin)
 	if err := admission.ValidateInitialization(plugin); err != nil {
 		return fmt.Errorf("initialize: %w", err)
 	}
-	s.StartInformers()
+	h.StartInformers()
 	return nil
 }
 

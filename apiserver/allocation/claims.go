@@ -1,4 +1,6 @@
-package apiserver
+// Package allocation hands out what Services need and no two may have: addresses and
+// node ports, each at most once in the whole cluster, whichever peer is asked.
+package allocation
 
 import (
 	"context"
@@ -15,10 +17,10 @@ var errTaken = errors.New("already taken")
 // claims hands out names of one kind, node ports, each at most once in the whole
 // cluster: a claim is a key that is put only if absent, so that races between
 // peers are settled by the store, and claims survive everything that the store
-// survives. Service addresses are claimed by objects, see [addressObjects].
+// survives. Service addresses are claimed by objects, see [Addresses].
 //
 // A peer that dies between a claim and the write of its Service leaves an
-// orphan; [Server.RepairAllocations] releases it.
+// orphan; [Repair] releases it.
 type claims struct {
 	store  raftstore.Store
 	prefix string // ends in "/"

@@ -1,17 +1,22 @@
-package apiserver
+package authentication
 
 import (
+	"crypto/ecdsa"
 	"fmt"
 	"net/http"
 
 	"k8s.io/kubernetes/pkg/serviceaccount"
 )
 
-// issuerDocuments answers what OpenID Connect Discovery 1.0 asks of an issuer, so that
+// Issuer names this cluster in service account tokens. It is also the only audience
+// that the API itself accepts.
+const Issuer = "https://kubernetes.default.svc"
+
+// IssuerDocuments answers, by path, what OpenID Connect Discovery 1.0 asks of an issuer, so that
 // others can verify service account tokens. Who may read it is RBAC's to say
 // (ClusterRole system:service-account-issuer-discovery).
-func issuerDocuments(cfg Config) (map[string]http.HandlerFunc, error) {
-	keys, err := serviceaccount.StaticPublicKeysGetter([]any{cfg.TokenKey.Public()})
+func IssuerDocuments(key *ecdsa.PrivateKey) (map[string]http.HandlerFunc, error) {
+	keys, err := serviceaccount.StaticPublicKeysGetter([]any{key.Public()})
 	if err != nil {
 		return nil, fmt.Errorf("read service account public key: %w", err)
 	}

@@ -1,6 +1,10 @@
-package apiserver
+// Package admission is what a write passes between authorization and the registry: the
+// plugins of kube-apiserver in its order, the four kinds of hooks that users register, and
+// three plugins of our own. docs/design/admission.md says which are on and why.
+package admission
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -18,6 +22,8 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	quota "k8s.io/apiserver/pkg/quota/v1"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/apiserver/pkg/util/webhook"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/compatibility"
@@ -40,11 +46,42 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/serviceaccount"
 	"k8s.io/kubernetes/plugin/pkg/admission/storage/persistentvolume/resize"
 	"k8s.io/kubernetes/plugin/pkg/admission/storage/storageclass/setdefault"
+
+	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
-// newAdmission builds Kubernetes' own plugins in kube-apiserver's order.
-// stop ends the goroutines of the quota evaluator.
-func newAdmission(cfg Config, client kubernetes.Interface, factory informers.SharedInformerFactory, authz authorizer.Authorizer, ask *hooks, stop <-chan struct{}) (admission.Interface, error) {
+// Config is what the plugins are made from. All fields but StartInformers and Quorum,
+// which are functions, are used when the chain is made; all are required.
+type Config struct {
+	// Client asks the API as one of its own components; Objects makes a client for kinds
+	// that are known by name only.
+	Client  kubernetes.Interface
+	Objects func() (dynamic.Interface, error)
+	// Informers are shared by all plugins. StartInformers starts those that were asked
+	// for since it was called last.
+	Informers      informers.SharedInformerFactory
+	StartInformers func()
+	Authorizer     authorizer.Authorizer
+	// Store has what users register under Prefix ("/registry"). Quorum waits until it is
+	// as new as the cluster's state, and returns an API error.
+	Store  raftstore.Store
+	Prefix string
+	Quorum func(context.Context) error
+	// Services finds the addresses of the Services that webhooks name.
+	Services webhook.ServiceResolver
+	// UnreachableSeconds is how long a pod tolerates a peer that is gone, where it does
+	// not say so itself.
+	UnreachableSeconds int64
+	KubernetesVersion  string
+	// Life ends goroutines and informers.
+	Life context.Context
+}
+
+// New builds Kubernetes' own plugins in kube-apiserver's order, and ours where the stock
+// ones would let through what harms here. Those that ask what users have registered
+// sleep until there is something to ask.
+func New(cfg Config) (admission.Interface, error) {
+	ask := &hooks{Config: cfg}
 	plugins := admission.NewPlugins()
 	registerQuantityRange(plugins)
 	lifecycle.Register(plugins)
@@ -55,7 +92,7 @@ func newAdmission(cfg Config, client kubernetes.Interface, factory informers.Sha
 	podsecurity.Register(plugins)
 	priority.Register(plugins)
 	plugins.Register(defaulttolerationseconds.PluginName, func(io.Reader) (admission.Interface, error) {
-		return newTolerations(cfg.TolerationSeconds)
+		return newTolerations(cfg.UnreachableSeconds)
 	})
 	registerTolerations(plugins)
 	approval.Register(plugins)
@@ -71,7 +108,7 @@ func newAdmission(cfg Config, client kubernetes.Interface, factory informers.Sha
 	resourcequota.Register(plugins)
 	ask.register(plugins)
 	order := []string{ // kube-apiserver's; docs/design/admission.md has what is left out
-		quantityRangePlugin,
+		quantityRangeName,
 		lifecycle.PluginName,
 		limitranger.PluginName,
 		serviceaccount.PluginName,
@@ -88,7 +125,7 @@ func newAdmission(cfg Config, client kubernetes.Interface, factory informers.Sha
 		signing.PluginName,
 		ctbattest.PluginName,
 		subjectrestriction.PluginName,
-		peerSubjectPlugin,
+		peerSubjectName,
 		defaultingressclass.PluginName,
 		podtopologylabels.PluginName,
 		podresize.PluginName,
@@ -99,7 +136,7 @@ func newAdmission(cfg Config, client kubernetes.Interface, factory informers.Sha
 		resourcequota.PluginName,
 	}
 
-	quotas, err := quotainstall.NewQuotaConfigurationForAdmission(factory, servedForQuota{})
+	quotas, err := quotainstall.NewQuotaConfigurationForAdmission(cfg.Informers, servedForQuota{})
 	if err != nil {
 		return nil, fmt.Errorf("build quota evaluators: %w", err)
 	}
@@ -108,7 +145,7 @@ func newAdmission(cfg Config, client kubernetes.Interface, factory informers.Sha
 		return nil, fmt.Errorf("build admission configuration: %w", err)
 	}
 	chain, err := plugins.NewFromPlugins(order, config, admission.PluginInitializers{
-		initializer.New(client, nil, factory, authz, utilfeature.DefaultFeatureGate, compatibility.NewEffectiveVersionFromString(cfg.KubernetesVersion, "", ""), stop, nil),
+		initializer.New(cfg.Client, nil, cfg.Informers, cfg.Authorizer, utilfeature.DefaultFeatureGate, compatibility.NewEffectiveVersionFromString(cfg.KubernetesVersion, "", ""), cfg.Life.Done(), nil),
 		quotaInitializer{quotas},
 	}, admission.Decorators{})
 	if err != nil {

@@ -1,6 +1,7 @@
-package apiserver
+package authentication
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ type OIDC struct {
 }
 
 func (o OIDC) withDefaults() OIDC {
-	setDefault(&o.UsernameClaim, "sub")
+	o.UsernameClaim = cmp.Or(o.UsernameClaim, "sub")
 	switch {
 	case o.UsernamePrefix == "-":
 		o.UsernamePrefix = ""
