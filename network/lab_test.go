@@ -134,6 +134,7 @@ func (m *machine) up(objects ...request) {
 	start := request{Verb: "start", Node: m.name, Config: m.config()}
 	for _, o := range objects {
 		start.Services, start.Slices = o.Services, o.Slices
+		start.Policies, start.Pods, start.Namespaces = o.Policies, o.Pods, o.Namespaces
 	}
 	m.ask(start)
 }

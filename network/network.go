@@ -55,8 +55,16 @@ type Config struct {
 	Dir         string       // where ipam.json and hostports.json are kept
 	// Reserved are ports of this machine that no pod may take as its host port, whether
 	// TCP or UDP, by what they are for; nil: none.
-	Reserved map[string]uint16
-	Log      *slog.Logger
+	Reserved  map[string]uint16
+	Admission Admission // what pods wait for; nil: nothing
+	Log       *slog.Logger
+}
+
+// Admission holds a pod back between its address and its interface; package policy's
+// Controller is one.
+type Admission interface {
+	// Admit returns when the pods that have an address now may run.
+	Admit(ctx context.Context) error
 }
 
 func (c Config) withDefaults() Config {
@@ -192,6 +200,17 @@ func (n *Network) Apply(ctx context.Context, section string, state nft.State) er
 	default:
 	}
 	return err
+}
+
+// Addresses are those of this peer's pods, by UID: of all that have been attached or are
+// about to be. nil before Ready. It does not block.
+func (n *Network) Addresses() map[string]netip.Addr {
+	select {
+	case <-n.ready:
+		return n.pool.All()
+	default:
+		return nil
+	}
 }
 
 // SetPeers makes the other peers of the cluster reachable, and only them. It is

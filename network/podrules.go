@@ -15,6 +15,7 @@ import (
 const (
 	podsSection     = "pods"
 	ServicesSection = "services" // for [Network.Apply]
+	PoliciesSection = "policies" // for [Network.Apply]
 )
 
 // syncPods brings the pods' rules to the addresses that are allocated now. Of

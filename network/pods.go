@@ -37,6 +37,11 @@ func (n *Network) Attach(ctx context.Context, uid string, pid int, ports []corev
 	if err := n.syncPods(ctx); err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}
+	if n.cfg.Admission != nil {
+		if err := n.cfg.Admission.Admit(ctx); err != nil {
+			return nil, fmt.Errorf("attach pod %s: %w", uid, err)
+		}
+	}
 	if err := plug(fmt.Sprintf("/proc/%d/ns/net", pid), deviceName(uid), addr, n.Own(), n.mtu, len(published) > 0); err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}

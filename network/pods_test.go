@@ -99,12 +99,15 @@ func TestRestartAdoptsEverything(t *testing.T) {
 	// another change comes after it.
 	l.put(hello(a))
 	eventually(t, 3*time.Second, func() string { return want(b.dial("tcp4", clusterIP+":80", 8), "a") })
-	if n := strings.Count(h1.stderr.String(), "nftables written"); n != 1 {
-		t.Errorf("%d writes since the restart, want the last change's only:\n%s", n, h1.stderr.String())
-	}
+	eventually(t, patience, func() string { // the daemon says so only afterwards
+		if n := strings.Count(h1.stderr.String(), "nftables written"); n != 1 {
+			return fmt.Sprintf("%d writes since the restart, want the last change's only:\n%s", n, h1.stderr.String())
+		}
+		return ""
+	})
 
 	h1.ask(request{Verb: "reconcile", UIDs: []string{"a"}})
-	only(t, a.dial("tcp4", b.addr+":8080", 1), "error: no route to host")
+	soon(t, "a pod that is gone", func() map[string]int { return a.dial("tcp4", b.addr+":8080", 1) }, "error: no route to host")
 	if d := h1.pod("d"); d.addr == b.addr {
 		t.Errorf("the address %s was given out again at once", d.addr)
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,13 +20,17 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	networkinglisters "k8s.io/client-go/listers/networking/v1"
 	"k8s.io/client-go/tools/cache"
 	cachetesting "k8s.io/client-go/tools/cache/testing"
 
 	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/network/policy"
 	"github.com/rundigitalplatform/rookery/network/services"
 )
 
@@ -63,26 +68,37 @@ type request struct {
 	Dead     []string
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
+
+	// All there are; none for a daemon without policies.
+	Policies   []*networkingv1.NetworkPolicy
+	Pods       []*corev1.Pod
+	Namespaces []*corev1.Namespace
 }
 
 type answer struct{ Text, Error string }
 
 // host is a daemon that does what it is told on its standard input.
 type host struct {
-	net      *network.Network
-	services *cachetesting.FakeControllerSource
-	slices   *cachetesting.FakeControllerSource
-	have     map[string]bool
-	changed  chan struct{}
-	cancel   context.CancelFunc
-	done     chan error
+	net       *network.Network
+	services  *cachetesting.FakeControllerSource
+	slices    *cachetesting.FakeControllerSource
+	policies  map[string]*cachetesting.FakeControllerSource // policies, pods and namespaces
+	have      map[string]bool
+	known     cache.Indexer // of pods; nil: not started
+	admission *policy.Controller
+	changed   chan struct{}
+	cancel    context.CancelFunc
+	done      chan error
 
 	mu   sync.Mutex
 	dead map[string]bool
 }
 
+// Admit is of network.Admission: the controller is made after the network.
+func (h *host) Admit(ctx context.Context) error { return h.admission.Admit(ctx) }
+
 func hostRole() error {
-	h := &host{have: map[string]bool{}, changed: make(chan struct{}, 1), dead: map[string]bool{}, done: make(chan error, 2)}
+	h := &host{have: map[string]bool{}, changed: make(chan struct{}, 1), dead: map[string]bool{}, done: make(chan error, 3)}
 	in, out := bufio.NewReader(os.Stdin), json.NewEncoder(os.Stdout)
 	for {
 		line, err := in.ReadBytes('\n')
@@ -130,6 +146,11 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 			h.put(h.slices, "slice "+s.Namespace+"/"+s.Name, s)
 		}
 		return "", nil
+	case "policies":
+		replace(h, "policies", r.Policies)
+		replace(h, "pods", r.Pods)
+		replace(h, "namespaces", r.Namespaces)
+		return "", h.seen(ctx, r.Pods)
 	case "dead":
 		h.mu.Lock()
 		clear(h.dead)
@@ -141,7 +162,7 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 		return "", nil
 	case "clean":
 		h.cancel()
-		if err := errors.Join(<-h.done, <-h.done); err != nil {
+		if err := errors.Join(<-h.done, <-h.done, <-h.done); err != nil {
 			return "", err
 		}
 		return "", h.net.Clean(ctx)
@@ -156,6 +177,75 @@ func (h *host) put(to *cachetesting.FakeControllerSource, key string, o runtime.
 		to.Add(o)
 	}
 	h.have[key] = true
+}
+
+// replace makes objects all that there are of a kind.
+func replace[T interface {
+	runtime.Object
+	metav1.Object
+}](h *host, kind string, objects []T) {
+	source := h.policies[kind]
+	gone := map[string]bool{}
+	for key := range h.have {
+		if strings.HasPrefix(key, kind+" ") {
+			gone[key] = true
+		}
+	}
+	for _, o := range objects {
+		key := kind + " " + o.GetNamespace() + "/" + o.GetName()
+		delete(gone, key)
+		h.put(source, key, o)
+	}
+	for key := range gone {
+		namespace, name, _ := strings.Cut(strings.TrimPrefix(key, kind+" "), "/")
+		var o T
+		o = reflect.New(reflect.TypeOf(o).Elem()).Interface().(T)
+		o.SetNamespace(namespace)
+		o.SetName(name)
+		source.Delete(o)
+		delete(h.have, key)
+	}
+}
+
+// seen waits until the daemon knows of the pods, as an agent does that starts them.
+func (h *host) seen(ctx context.Context, pods []*corev1.Pod) error {
+	if h.known == nil {
+		return nil
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for _, p := range pods {
+		for {
+			if _, ok, err := h.known.GetByKey(p.Namespace + "/" + p.Name); ok || err != nil {
+				break
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	return nil
+}
+
+type policyInformer struct{ cache.SharedIndexInformer }
+
+func (i policyInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
+func (i policyInformer) Lister() networkinglisters.NetworkPolicyLister {
+	return networkinglisters.NewNetworkPolicyLister(i.GetIndexer())
+}
+
+type podInformer struct{ cache.SharedIndexInformer }
+
+func (i podInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
+func (i podInformer) Lister() corelisters.PodLister       { return corelisters.NewPodLister(i.GetIndexer()) }
+
+type namespaceInformer struct{ cache.SharedIndexInformer }
+
+func (i namespaceInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
+func (i namespaceInformer) Lister() corelisters.NamespaceLister {
+	return corelisters.NewNamespaceLister(i.GetIndexer())
 }
 
 type serviceInformer struct{ cache.SharedIndexInformer }
@@ -176,7 +266,15 @@ func (h *host) start(ctx context.Context, r request) error {
 	cfg := *r.Config
 	cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
+	cfg.Admission = h
 	if h.net, err = network.New(cfg); err != nil {
+		return err
+	}
+	h.policies = map[string]*cachetesting.FakeControllerSource{}
+	for _, kind := range []string{"policies", "pods", "namespaces"} {
+		h.policies[kind] = cachetesting.NewFakeControllerSource()
+	}
+	if _, err := h.do(ctx, request{Verb: "policies", Policies: r.Policies, Pods: r.Pods, Namespaces: r.Namespaces}); err != nil {
 		return err
 	}
 	h.services, h.slices = cachetesting.NewFakeControllerSource(), cachetesting.NewFakeControllerSource()
@@ -191,10 +289,19 @@ func (h *host) start(ctx context.Context, r request) error {
 		Alive: func(node string) bool { h.mu.Lock(); defer h.mu.Unlock(); return !h.dead[node] },
 		Self:  services.Self{Node: r.Node, ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.DNS},
 	})
+	pol := cache.NewSharedIndexInformer(h.policies["policies"], &networkingv1.NetworkPolicy{}, 0, byNamespace)
+	pods := cache.NewSharedIndexInformer(h.policies["pods"], &corev1.Pod{}, 0, byNamespace)
+	h.known = pods.GetIndexer()
+	namespaces := cache.NewSharedIndexInformer(h.policies["namespaces"], &corev1.Namespace{}, 0, byNamespace)
+	h.admission = policy.New(policy.Config{
+		Policies: policyInformer{pol}, Pods: podInformer{pods}, Namespaces: namespaceInformer{namespaces},
+		Network: h.net, Section: network.PoliciesSection, Self: policy.Self{Node: r.Node, DNS: cfg.DNS}, Log: cfg.Log,
+	})
 	run, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
-	go svc.Run(run.Done())
-	go eps.Run(run.Done())
+	for _, i := range []cache.SharedIndexInformer{svc, eps, pol, pods, namespaces} {
+		go i.Run(run.Done())
+	}
 	failed := make(chan error, 1)
 	go func() {
 		err := h.net.Run(run)
@@ -202,6 +309,7 @@ func (h *host) start(ctx context.Context, r request) error {
 		h.done <- err
 	}()
 	go func() { h.done <- ctl.Run(run) }()
+	go func() { h.done <- h.admission.Run(run) }()
 	select {
 	case <-h.net.Ready():
 		return nil
@@ -266,6 +374,13 @@ func podRole() error {
 				line, err := in.ReadString('\n')
 				if err != nil {
 					return
+				}
+				if line == "stream\n" { // from now on only this end talks
+					for tick := time.NewTicker(20 * time.Millisecond); ; <-tick.C {
+						if _, err := fmt.Fprintln(c, "tick"); err != nil {
+							return
+						}
+					}
 				}
 				if _, err := fmt.Fprint(c, line); err != nil {
 					return
@@ -332,6 +447,9 @@ func dialRole() error {
 
 func hold(c net.Conn, in *bufio.Reader) error {
 	stdin := bufio.NewReader(os.Stdin)
+	if os.Getenv("NETT_HOLD") == "stream" {
+		return stream(c, in)
+	}
 	for {
 		line, err := stdin.ReadString('\n')
 		if err != nil {
@@ -345,6 +463,24 @@ func hold(c net.Conn, in *bufio.Reader) error {
 		}
 		if err != nil {
 			line = "error: " + reason(err) + "\n"
+		}
+		fmt.Print(line)
+	}
+}
+
+// stream prints what comes, without a word of its own.
+func stream(c net.Conn, in *bufio.Reader) error {
+	if _, err := fmt.Fprintln(c, "stream"); err != nil {
+		return err
+	}
+	for {
+		if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+			return err
+		}
+		line, err := in.ReadString('\n')
+		if err != nil {
+			fmt.Println("error: " + reason(err))
+			return nil
 		}
 		fmt.Print(line)
 	}

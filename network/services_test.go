@@ -3,6 +3,7 @@ package network_test
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -176,11 +177,30 @@ func TestDeadPeerLeavesAtOnce(t *testing.T) {
 
 // hold keeps a connection open; the function sends a line through it and returns what came back.
 func (p *pod) hold(target string) func(line string) string {
+	p.m.lab.t.Helper()
+	in, read := p.connect(target, "1")
+	return func(line string) string {
+		if _, err := fmt.Fprintln(in, line); err != nil {
+			p.m.lab.t.Fatal(err)
+		}
+		return read()
+	}
+}
+
+// stream keeps a connection open through which only the other end talks; the function
+// returns the next line.
+func (p *pod) stream(target string) func() string {
+	p.m.lab.t.Helper()
+	_, read := p.connect(target, "stream")
+	return read
+}
+
+func (p *pod) connect(target, hold string) (in io.Writer, read func() string) {
 	t := p.m.lab.t
 	t.Helper()
 	cmd := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", p.pid), "--", os.Args[0])
-	cmd.Env = append(os.Environ(), "NETT_ROLE=dial", "NETT_NETWORK=tcp4", "NETT_TARGET="+target, "NETT_COUNT=1", "NETT_HOLD=1")
-	in, err := cmd.StdinPipe()
+	cmd.Env = append(os.Environ(), "NETT_ROLE=dial", "NETT_NETWORK=tcp4", "NETT_TARGET="+target, "NETT_COUNT=1", "NETT_HOLD="+hold)
+	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +218,7 @@ func (p *pod) hold(target string) func(line string) string {
 		_ = cmd.Wait()
 	})
 	out := bufio.NewReader(stdout)
-	read := func() string {
+	read = func() string {
 		line, err := out.ReadString('\n')
 		if err != nil {
 			t.Fatal(err)
@@ -206,10 +226,5 @@ func (p *pod) hold(target string) func(line string) string {
 		return strings.TrimSpace(line)
 	}
 	t.Logf("held by %s", read())
-	return func(line string) string {
-		if _, err := fmt.Fprintln(in, line); err != nil {
-			t.Fatal(err)
-		}
-		return read()
-	}
+	return stdin, read
 }

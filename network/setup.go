@@ -72,7 +72,7 @@ func (n *Network) setup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.table = nft.New(kernel, n.log, podsSection, ServicesSection)
+	n.table = nft.New(kernel, n.log, podsSection, ServicesSection, PoliciesSection)
 	if err := n.syncPods(ctx); err != nil {
 		return err
 	}

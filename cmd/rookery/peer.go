@@ -24,6 +24,7 @@ import (
 	"github.com/rundigitalplatform/rookery/cluster/identity"
 	"github.com/rundigitalplatform/rookery/dnsserver"
 	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/network/policy"
 	"github.com/rundigitalplatform/rookery/network/services"
 	"github.com/rundigitalplatform/rookery/node"
 	"github.com/rundigitalplatform/rookery/node/spec"
@@ -49,6 +50,7 @@ type peer struct {
 	engine   *podman.Runtime
 	agent    *node.Agent
 	network  *network.Network
+	policies *policy.Controller
 	started  time.Time
 }
 
@@ -197,7 +199,7 @@ func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) er
 	}
 	balancer := p.balancer()
 	start(g, ctx, map[string]func(context.Context) error{
-		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "dns": dns.Run, "agent": p.agent.Run, "logind": p.watchShutdown,
+		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "policies": p.policies.Run, "dns": dns.Run, "agent": p.agent.Run, "logind": p.watchShutdown,
 	})
 	for p.api.Ready() != nil {
 		select {
@@ -257,7 +259,8 @@ func (p *peer) compose(self cluster.Peer) error {
 	settings := p.id.Settings()
 	var err error
 	p.network, err = network.New(network.Config{
-		Address: p.self().Address, PodCIDR: self.PodCIDR, ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS,
+		Admission: admission{p},
+		Address:   p.self().Address, PodCIDR: self.PodCIDR, ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS,
 		Backend: settings.Backend, Key: network.Key(p.id.WireGuardKey()), Port: int(p.cfg.WireGuardPort),
 		Reserved: map[string]uint16{"the API and the other peers": uint16(p.cfg.Port), "gossip": uint16(p.cfg.GossipPort), "the pod network": uint16(p.cfg.WireGuardPort)},
 		Dir:      filepath.Join(p.cfg.DataDir, "network"), Log: p.log.With("room", "network"),
@@ -265,6 +268,11 @@ func (p *peer) compose(self cluster.Peer) error {
 	if err != nil {
 		return err
 	}
+	inf := p.api.Informers()
+	p.policies = policy.New(policy.Config{
+		Policies: inf.Networking().V1().NetworkPolicies(), Pods: inf.Core().V1().Pods(), Namespaces: inf.Core().V1().Namespaces(),
+		Network: p.network, Section: network.PoliciesSection, Self: policy.Self{Node: self.Name, DNS: settings.DNS}, Log: p.log.With("room", "network"),
+	})
 	client, err := kubernetes.NewForConfig(p.api.ClientConfig(identity.PeerUserPrefix+self.Name, identity.PeerOrganization, "system:authenticated"))
 	if err != nil {
 		return err
@@ -284,6 +292,12 @@ func (p *peer) compose(self cluster.Peer) error {
 	})
 	return err
 }
+
+// admission holds pods back until their policies are in the rules; the policies are made
+// after the network that asks for them.
+type admission struct{ *peer }
+
+func (a admission) Admit(ctx context.Context) error { return a.policies.Admit(ctx) }
 
 func (p *peer) balancer() *services.Controller {
 	settings, inf := p.id.Settings(), p.api.Informers()

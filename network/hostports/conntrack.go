@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/rundigitalplatform/rookery/network/conntrack"
 )
 
 // Forget ends the tracked UDP flows to ports that were published differently before:
@@ -28,12 +30,8 @@ func Forget(before, now map[string][]Port, addrs map[string]netip.Addr) error {
 			f.local[addr.Unmap()] = true
 		}
 	}
-	_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f)
-	switch {
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("the kernel cannot list tracked connections (CONFIG_NF_CT_NETLINK): UDP clients of a host port wait for their own timeouts: %w", err)
-	case err != nil && !errors.Is(err, unix.ENOENT): // ENOENT: it ended by itself meanwhile
-		return fmt.Errorf("delete tracked connections: %w", err)
+	if _, err = conntrack.Delete(f); err != nil {
+		return fmt.Errorf("UDP clients of a host port: %w", err)
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ type Table struct {
 	have     State            // what is in the kernel, as far as known
 	known    bool             // false: read the kernel before the next change
 	pending  map[string]bool  // sections that nobody has set yet
+	dropped  map[string]bool  // names that a section had and has no more, while others are pending
 	stale    []string         // emptied chains that wait to be deleted
 }
 
@@ -29,7 +30,7 @@ type Table struct {
 // the sections has been set once, what is in the kernel and belongs to none that was
 // set is left alone: it may be of one that is still to come.
 func New(nft knftables.Interface, log *slog.Logger, sections ...string) *Table {
-	t := &Table{nft: nft, log: log, sections: map[string]State{}, pending: map[string]bool{}}
+	t := &Table{nft: nft, log: log, sections: map[string]State{}, pending: map[string]bool{}, dropped: map[string]bool{}}
 	for _, name := range sections {
 		t.pending[name] = true
 	}
@@ -44,6 +45,8 @@ func New(nft knftables.Interface, log *slog.Logger, sections ...string) *Table {
 func (t *Table) Set(ctx context.Context, section string, state State) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	drop(t.dropped, t.sections[section].Chains, state.Chains)
+	drop(t.dropped, t.sections[section].Sets, state.Sets)
 	t.sections[section] = state
 	delete(t.pending, section)
 	return t.sync(ctx)
@@ -66,8 +69,8 @@ func (t *Table) sync(ctx context.Context) error {
 		t.have, t.known, t.stale = have, true, nil
 	}
 	if len(t.pending) > 0 {
-		keepOthers(t.have.Chains, want.Chains)
-		keepOthers(t.have.Sets, want.Sets)
+		keepOthers(t.have.Chains, want.Chains, t.dropped)
+		keepOthers(t.have.Sets, want.Sets, t.dropped)
 	}
 	tx := t.nft.NewTransaction()
 	if len(t.have.Chains)+len(t.have.Sets) == 0 {
@@ -89,13 +92,23 @@ func (t *Table) sync(ctx context.Context) error {
 	}
 	t.have, t.stale = want, stale
 	// What others will want could not be compared yet.
-	t.known = len(t.pending) == 0
+	if t.known = len(t.pending) == 0; t.known {
+		clear(t.dropped)
+	}
 	return nil
 }
 
-func keepOthers[V any](have, want map[string]V) {
+func drop[V any](dropped map[string]bool, was, is map[string]V) {
+	for name := range was {
+		if _, ok := is[name]; !ok {
+			dropped[name] = true
+		}
+	}
+}
+
+func keepOthers[V any](have, want map[string]V, dropped map[string]bool) {
 	for name, v := range have {
-		if _, ok := want[name]; !ok {
+		if _, ok := want[name]; !ok && !dropped[name] {
 			want[name] = v
 		}
 	}

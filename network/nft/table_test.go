@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -169,5 +170,26 @@ func TestVerifyRepairsAFlush(t *testing.T) {
 	}
 	if got := fake.Dump(); got != before {
 		t.Errorf("after the repair:\n%s\nwant:\n%s", got, before)
+	}
+}
+
+// What a section gives up is removed, also while another has not been set yet.
+func TestAPendingSectionKeepsNothingOfTheOthers(t *testing.T) {
+	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+	table := New(fake, slog.New(slog.DiscardHandler), "a", "late")
+	state := func(names ...string) State {
+		s := NewState()
+		for _, n := range names {
+			s.Chains[n] = Chain{Rules: []string{"accept"}}
+		}
+		return s
+	}
+	for _, s := range []State{state("one", "two"), state("one")} {
+		if err := table.Set(t.Context(), "a", s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if dump := fake.Dump(); !strings.Contains(dump, "add rule ip rookery one") || strings.Contains(dump, "add rule ip rookery two") {
+		t.Error(dump)
 	}
 }

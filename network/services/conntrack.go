@@ -1,8 +1,6 @@
 package services
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -82,20 +80,4 @@ func (s *staleFlows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	}
 	_, good := endpoints[netip.AddrPortFrom(from, flow.Reverse.SrcPort)]
 	return !good
-}
-
-// errNoConntrack says that the kernel cannot list tracked flows.
-var errNoConntrack = errors.New("the kernel cannot list tracked connections (CONFIG_NF_CT_NETLINK): clients of a dead peer wait for their own timeouts")
-
-func (s *staleFlows) delete() (uint, error) {
-	n, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, s)
-	switch {
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
-		return n, fmt.Errorf("%w: %w", errNoConntrack, err)
-	case errors.Is(err, unix.ENOENT): // it ended by itself meanwhile
-		return n, nil
-	case err != nil:
-		return n, fmt.Errorf("delete tracked connections: %w", err)
-	}
-	return n, nil
 }

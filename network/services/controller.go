@@ -12,6 +12,7 @@ import (
 	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/rundigitalplatform/rookery/network/conntrack"
 	"github.com/rundigitalplatform/rookery/network/nft"
 )
 
@@ -70,6 +71,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	kick := cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { c.kick() }, UpdateFunc: func(_, _ any) { c.kick() }, DeleteFunc: func(any) { c.kick() },
 	}
+	var synced []cache.InformerSynced
 	for _, informer := range []cache.SharedIndexInformer{c.cfg.Services.Informer(), c.cfg.Slices.Informer()} {
 		handle, err := informer.AddEventHandler(kick)
 		if err != nil {
@@ -80,10 +82,11 @@ func (c *Controller) Run(ctx context.Context) error {
 				c.cfg.Log.Warn("handler could not be removed", "error", err)
 			}
 		}()
-		// Rules from half a list would cut Services off that worked before the start.
-		if !cache.WaitForCacheSync(ctx.Done(), handle.HasSynced) {
-			return nil
-		}
+		synced = append(synced, handle.HasSynced)
+	}
+	// Rules from half a list would cut Services off that worked before the start.
+	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
+		return nil
 	}
 	c.kick()
 	c.loop(ctx)
@@ -159,9 +162,9 @@ func (c *Controller) sync(ctx context.Context) error {
 
 // forget deletes flows. A failure is no reason to write the rules again.
 func (c *Controller) forget(flows *staleFlows) {
-	n, err := flows.delete()
+	n, err := conntrack.Delete(flows)
 	switch {
-	case errors.Is(err, errNoConntrack):
+	case errors.Is(err, conntrack.ErrUnavailable):
 		if !c.noConntrackSaid {
 			c.cfg.Log.Warn("stale connections cannot be ended", "error", err)
 			c.noConntrackSaid = true

@@ -1,0 +1,30 @@
+// Package conntrack ends tracked connections that the rules of today would not have
+// made. Which these are is said by its callers: services, policy and hostports.
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnavailable says that the kernel cannot list tracked connections.
+var ErrUnavailable = errors.New("the kernel cannot list tracked connections (CONFIG_NF_CT_NETLINK): they wait for their own timeouts")
+
+// Delete ends the IPv4 connections that the filter matches, and returns how many. It
+// reads every tracked connection of the network namespace. The error is
+// [ErrUnavailable] where the kernel cannot do it.
+func Delete(filter netlink.CustomConntrackFilter) (uint, error) {
+	n, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
+	switch {
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+		return n, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case errors.Is(err, unix.ENOENT): // it ended by itself meanwhile
+		return n, nil
+	case err != nil:
+		return n, fmt.Errorf("delete tracked connections: %w", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,287 @@
+package network_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/yaml"
+)
+
+// policed is a lab whose daemons know of pods and namespaces.
+type policed struct {
+	*lab
+	t    *testing.T
+	objs request
+}
+
+// run starts a pod labelled app=NAME whose port 8080 is called "web". The API knows of
+// it first, and of its address only afterwards.
+func (l *policed) run(m *machine, namespace, name string) *pod {
+	l.t.Helper()
+	o := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(name), Labels: map[string]string{"app": name}}}
+	o.Spec.NodeName = m.name
+	o.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}}
+	l.objs.Pods = append(l.objs.Pods, o)
+	l.publish()
+	p := m.pod(name)
+	with := o.DeepCopy()
+	with.Status.PodIPs = []corev1.PodIP{{IP: p.addr}}
+	l.objs.Pods[len(l.objs.Pods)-1] = with
+	l.publish()
+	return p
+}
+
+// policies makes these, in YAML, all that there are.
+func (l *policed) policies(texts ...string) {
+	l.t.Helper()
+	l.objs.Policies = nil
+	for _, text := range texts {
+		p := &networkingv1.NetworkPolicy{}
+		if err := yaml.UnmarshalStrict([]byte(text), p); err != nil {
+			l.t.Fatalf("%v in %s", err, text)
+		}
+		l.objs.Policies = append(l.objs.Policies, p)
+	}
+	l.publish()
+}
+
+func (l *policed) publish() {
+	l.t.Helper()
+	r := l.objs
+	r.Verb = "policies"
+	for _, m := range l.hosts {
+		if m.cmd != nil {
+			m.ask(r)
+		}
+	}
+}
+
+const patience = 30 * time.Second // until rules are there, on a machine that does much else
+
+// soon waits until the dial gets this answer.
+func soon(t *testing.T, what string, dial func() map[string]int, want string) {
+	t.Helper()
+	eventually(t, patience, func() string {
+		got := dial()
+		if len(got) == 1 && got[want] > 0 {
+			return ""
+		}
+		return what + ": got " + keys(got) + ", want " + want
+	})
+}
+
+func keys(m map[string]int) (out string) {
+	for k := range m {
+		out += k + ";"
+	}
+	return out
+}
+
+const refused = "error: connection refused"
+
+func policyOf(namespace, name, spec string) string {
+	return "{metadata: {namespace: " + namespace + ", name: " + name + "}, spec: " + spec + "}"
+}
+
+func TestPolicies(t *testing.T) {
+	l := &policed{lab: newLab(t, 3, "vxlan"), t: t}
+	h1, h2, outside := l.hosts[0], l.hosts[1], l.hosts[2]
+	for _, name := range []string{"shop", "desk"} {
+		l.objs.Namespaces = append(l.objs.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"name": name}}})
+	}
+	h1.up()
+	h2.up()
+	l.peers()
+	server, near, far := l.run(h1, "shop", "server"), l.run(h1, "shop", "near"), l.run(h2, "shop", "far")
+	other := l.run(h2, "desk", "other")
+	tcp, udp := func(from *pod, to string) func() map[string]int {
+		return func() map[string]int { return from.dial("tcp4", to, 1) }
+	}, func(from *pod, to string) func() map[string]int {
+		return func() map[string]int { return from.dial("udp4", to, 1) }
+	}
+	at := server.addr + ":8080"
+	everyone := map[string]*pod{"near": near, "far": far, "other": other}
+	expect := func(t *testing.T, allowed ...string) {
+		t.Helper()
+		for name, from := range everyone {
+			want := refused
+			for _, a := range allowed {
+				if a == name {
+					want = "server " + from.addr
+				}
+			}
+			soon(t, "TCP from "+name, tcp(from, at), want)
+			if want == refused {
+				want = "error: no route to host" // ICMP says so; the kernel sends only so many
+				eventually(t, patience, func() string {
+					if got := from.dial("udp4", at, 1); len(got) != 1 || got[want]+got["error: timeout"] != 1 {
+						return fmt.Sprintf("UDP from %s: %v", name, got)
+					}
+					return ""
+				})
+			}
+		}
+		// Probes: the machine itself always reaches its pods, and a pod itself.
+		only(t, h1.dial("tcp4", at, 1), "server 10.42.1.1")
+		only(t, server.dial("tcp4", at, 1), "server "+server.addr)
+	}
+	expect(t, "near", "far", "other")
+
+	denyAll := policyOf("shop", "deny", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}")
+	t.Run("default deny", func(t *testing.T) {
+		l.policies(denyAll)
+		expect(t)
+		only(t, server.dial("tcp4", far.addr+":8080", 1), "far "+server.addr)
+		only(t, near.dial("tcp4", far.addr+":8080", 1), "far "+near.addr)
+	})
+	t.Run("pod selector", func(t *testing.T) {
+		l.policies(denyAll, policyOf("shop", "near", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: near}}}]}]}"))
+		expect(t, "near")
+	})
+	t.Run("namespace selector", func(t *testing.T) {
+		l.policies(policyOf("shop", "desk", "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {name: desk}}}]}]}"))
+		expect(t, "other")
+		soon(t, "another selected pod", tcp(near, far.addr+":8080"), refused)
+	})
+	t.Run("both selectors", func(t *testing.T) {
+		l.policies(policyOf("shop", "both", "{podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: app, operator: In, values: [far, other]}]}}]}]}"))
+		expect(t, "far", "other")
+	})
+	t.Run("address blocks", func(t *testing.T) {
+		l.policies(policyOf("shop", "block", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.42.0.0/16, except: [10.42.2.0/24, 10.42.2.0/25]}}]}]}"))
+		expect(t, "near")
+		l.policies(policyOf("shop", "block", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: ["+far.addr+"/32]}}]}]}"))
+		expect(t, "near", "other")
+	})
+	t.Run("ports", func(t *testing.T) {
+		rule := func(port string) string {
+			return policyOf("shop", "ports", "{podSelector: {matchLabels: {app: server}}, ingress: [{ports: ["+port+"]}]}")
+		}
+		for _, c := range []struct {
+			port     string
+			tcp, udp bool
+		}{
+			{"{port: 8080}", true, false},
+			{"{port: 8081}", false, false},
+			{"{protocol: UDP, port: 8080}", false, true},
+			{"{protocol: UDP}", false, true},
+			{"{port: 8000, endPort: 8100}", true, false},
+			{"{port: 8000, endPort: 8079}", false, false},
+			{"{port: 8000, endPort: 8079}, {port: 8050, endPort: 8090}, {port: 8091}", true, false},
+			{"{port: web}", true, false},
+			{"{port: nothing}", false, false},
+		} {
+			l.policies(rule(c.port))
+			for name, from := range everyone {
+				want := map[bool]string{true: "server " + from.addr, false: refused}
+				soon(t, c.port+" from "+name, tcp(from, at), want[c.tcp])
+				eventually(t, patience, func() string {
+					if got := from.dial("udp4", at, 1); (got["server "+from.addr] == 1) != c.udp {
+						return fmt.Sprintf("%s by UDP from %s: %v", c.port, name, got)
+					}
+					return ""
+				})
+			}
+		}
+	})
+	t.Run("egress", func(t *testing.T) {
+		l.policies()
+		soon(t, "before", tcp(near, at), "server "+near.addr)
+		l.policies(policyOf("shop", "out", "{podSelector: {matchLabels: {app: near}}, policyTypes: [Egress]}"))
+		soon(t, "to a pod of the same peer", tcp(near, at), refused)
+		only(t, near.dial("tcp4", other.addr+":8080", 1), refused)
+		only(t, near.dial("tcp4", outside.addr.String()+":9", 1), refused)
+		only(t, near.dial("tcp4", h1.addr.String()+":9", 1), refused)
+		only(t, server.dial("tcp4", near.addr+":8080", 1), "near "+server.addr)
+		l.policies(policyOf("shop", "out", "{podSelector: {matchLabels: {app: near}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {name: desk}}}], ports: [{port: web}]}, {to: [{ipBlock: {cidr: "+at[:len(at)-5]+"/32}}]}]}"))
+		soon(t, "to the other namespace", tcp(near, other.addr+":8080"), "other "+near.addr)
+		only(t, near.dial("tcp4", other.addr+":8081", 1), refused)
+		only(t, near.dial("tcp4", far.addr+":8080", 1), refused)
+		only(t, near.dial("tcp4", at, 1), "server "+near.addr)
+	})
+	t.Run("through a Service", func(t *testing.T) {
+		services, slices := hello(server)
+		l.put(services, slices)
+		l.policies()
+		soon(t, "before", tcp(far, clusterIP+":80"), "server "+far.addr)
+		l.policies(denyAll)
+		soon(t, "denied", tcp(far, clusterIP+":80"), refused)
+		soon(t, "to itself", tcp(server, clusterIP+":80"), "server 10.42.1.1")
+		l.policies(denyAll, policyOf("shop", "far", "{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: far}}}]}]}"))
+		soon(t, "allowed", tcp(far, clusterIP+":80"), "server "+far.addr)
+		soon(t, "by UDP", udp(far, clusterIP+":53"), "server "+far.addr)
+	})
+	t.Run("established connections", func(t *testing.T) {
+		l.policies()
+		for name, from := range everyone {
+			soon(t, "before", tcp(from, at), "server "+from.addr)
+			hold := from.hold(at)
+			if got := hold("still"); got != "still" {
+				t.Fatalf("%s: %s", name, got)
+			}
+			l.policies(denyAll)
+			eventually(t, patience, func() string {
+				if got := hold("still"); got == "still" {
+					return name + " still talks"
+				}
+				return ""
+			})
+			l.policies()
+			soon(t, "after that", tcp(from, at), "server "+from.addr)
+			next := from.stream(at)
+			if got := next(); got != "tick" {
+				t.Fatalf("%s: %s", name, got)
+			}
+			l.policies(denyAll)
+			eventually(t, patience, func() string {
+				if next() == "tick" {
+					return name + " is still talked to"
+				}
+				return ""
+			})
+			l.policies()
+			soon(t, "afterwards", tcp(from, at), "server "+from.addr)
+		}
+		// A flow that goes on being allowed is not touched.
+		hold := near.hold(at)
+		l.policies(denyAll, policyOf("shop", "near", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: near}}}]}]}"))
+		soon(t, "denied", tcp(far, at), refused)
+		if got := hold("still"); got != "still" {
+			t.Errorf("an allowed connection was cut: %s", got)
+		}
+	})
+	t.Run("a new pod is never open", func(t *testing.T) {
+		l.policies(policyOf("shop", "deny", "{podSelector: {}, policyTypes: [Ingress, Egress]}"))
+		soon(t, "the policy", tcp(near, at), refused)
+		// The first look comes right after its interface is there.
+		fresh := l.run(h1, "shop", "fresh")
+		only(t, far.dial("tcp4", fresh.addr+":8080", 1), refused)
+		only(t, fresh.dial("tcp4", other.addr+":8080", 1), refused)
+	})
+	t.Run("nothing stays", func(t *testing.T) {
+		l.policies()
+		eventually(t, patience, func() string {
+			for _, m := range l.hosts[:2] {
+				if rules := m.run("nft", "list", "table", "ip", "rookery"); containsAny(rules, "chain policy-", "set policy-", "map policy-") {
+					return rules
+				}
+			}
+			return ""
+		})
+	})
+}
+
+func containsAny(s string, parts ...string) bool {
+	for _, p := range parts {
+		if strings.Contains(s, p) {
+			return true
+		}
+	}
+	return false
+}
