@@ -179,6 +179,22 @@ func (h *host) put(to *cachetesting.FakeControllerSource, key string, o runtime.
 	h.have[key] = true
 }
 
+// splitOf reads weights of addresses from an annotation: "10.42.1.2=25 10.42.2.2=75".
+func splitOf(svc *corev1.Service) *services.Split {
+	text, ok := svc.Annotations["weights"]
+	if !ok {
+		return nil
+	}
+	s := &services.Split{Weights: map[string]int{}, Group: func(e discoveryv1.Endpoint) string { return e.Addresses[0] }}
+	for _, f := range strings.Fields(text) {
+		addr, weight, _ := strings.Cut(f, "=")
+		if n, err := strconv.Atoi(weight); err == nil {
+			s.Weights[addr] = n
+		}
+	}
+	return s
+}
+
 // replace makes objects all that there are of a kind.
 func replace[T interface {
 	runtime.Object
@@ -286,6 +302,8 @@ func (h *host) start(ctx context.Context, r request) error {
 	eps := cache.NewSharedIndexInformer(h.slices, &discoveryv1.EndpointSlice{}, 0, byNamespace)
 	ctl := services.New(services.Config{
 		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Rules: h.net, Section: network.ServicesSection, Changed: h.changed, Log: cfg.Log,
+		Zone:  func() string { return "zone-" + r.Node },
+		Split: splitOf,
 		Alive: func(node string) bool { h.mu.Lock(); defer h.mu.Unlock(); return !h.dead[node] },
 		Self:  services.Self{Node: r.Node, ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.DNS},
 	})
@@ -426,6 +444,14 @@ func dialRole() error {
 			if _, err := c.Write([]byte("hello\n")); err != nil {
 				fmt.Println("error: " + reason(err))
 				continue
+			}
+		}
+		if say := os.Getenv("NETT_SAY"); say != "" { // with \r and \n as in Go
+			if say, err = strconv.Unquote(`"` + say + `"`); err != nil {
+				return err
+			}
+			if _, err := fmt.Fprint(c, say); err != nil {
+				return err
 			}
 		}
 		in := bufio.NewReader(c)

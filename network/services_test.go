@@ -111,6 +111,72 @@ func TestServiceAcrossPeers(t *testing.T) {
 			return ""
 		})
 	})
+	t.Run("weights", func(t *testing.T) {
+		services, slices := hello(a, b, c)
+		services[0].Annotations = map[string]string{"weights": a.addr + "=17 " + b.addr + "=0 " + c.addr + "=83"}
+		l.put(services, slices)
+		eventually(t, patience, func() string {
+			return want(h2.dial("tcp4", clusterIP+":80", 20), "a", "c")
+		})
+		soon := func() string { return want(client.dial("tcp4", clusterIP+":80", 20), "a", "c") }
+		eventually(t, patience, soon)
+		if got := client.dial("tcp4", clusterIP+":80", 400); got["a "+client.addr] != 68 || got["c "+client.addr] != 332 {
+			t.Errorf("of 400 connections a got %d and c %d, want 68 and 332", got["a "+client.addr], got["c "+client.addr])
+		}
+		// The share of a group without endpoints goes to the others.
+		_, slices = hello(a, b)
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", 20), "a") })
+	})
+	t.Run("near", func(t *testing.T) {
+		services, slices := hello(a, c)
+		for i, zone := range []string{"zone-h1", "zone-h2"} {
+			slices[0].Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
+		}
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", 20), "a") })
+		eventually(t, patience, func() string { return want(h2.dial("tcp4", clusterIP+":80", 20), "c") })
+		// None is near any more: all of them.
+		slices[0].Endpoints = slices[0].Endpoints[1:]
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", 20), "c") })
+	})
+	t.Run("other addresses", func(t *testing.T) {
+		services, slices := hello(a)
+		services[0].Spec.ExternalIPs = []string{"192.0.2.7"}
+		services[0].Spec.LoadBalancerSourceRanges = []string{outside.addr.String() + "/32"}
+		services[0].Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.8"}}
+		for _, ip := range []string{"192.0.2.7", "192.0.2.8"} {
+			for _, from := range []*machine{outside, h2} {
+				from.run("ip", "route", "replace", ip, "via", h1.addr.String())
+			}
+		}
+		l.put(services, slices)
+		at := func(from *machine, ip string) func() string {
+			return func() string { return want(from.dial("tcp4", ip+":80", 1), "a") }
+		}
+		eventually(t, patience, at(outside, "192.0.2.7"))
+		eventually(t, patience, at(outside, "192.0.2.8"))
+		eventually(t, patience, at(h2, "192.0.2.7"))
+		services[0].Spec.LoadBalancerSourceRanges = []string{"203.0.113.0/24", "203.0.113.5/32"}
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(outside.dial("tcp4", "192.0.2.8:80", 1), "error:") })
+		only(t, outside.dial("tcp4", "192.0.2.7:80", 1), "a "+outside.addr.String())
+	})
+	t.Run("health check port", func(t *testing.T) {
+		services, slices := hello(c)
+		services[0].Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		services[0].Spec.HealthCheckNodePort = 32123
+		l.put(services, slices)
+		ask := func(m *machine) string {
+			return fmt.Sprint(outside.dial("tcp4", m.addr.String()+":32123", 1, "NETT_SAY=GET / HTTP/1.0\\r\\n\\r\\n"))
+		}
+		eventually(t, patience, func() string { return part(ask(h1), "503 Service Unavailable") })
+		eventually(t, patience, func() string { return part(ask(h2), "200 OK") })
+		services[0].Spec.HealthCheckNodePort = 0
+		l.put(services, slices)
+		eventually(t, patience, func() string { return part(ask(h2), refused) })
+	})
 	t.Run("no endpoints", func(t *testing.T) {
 		l.put(hello())
 		eventually(t, time.Second, func() string {
@@ -173,6 +239,14 @@ func TestDeadPeerLeavesAtOnce(t *testing.T) {
 		t.Errorf("the connection to the dead peer: %q, want a reset", got)
 	}
 	t.Logf("its connection was reset after %s", time.Since(begin))
+}
+
+// part says what is wrong if got does not have want in it.
+func part(got, want string) string {
+	if strings.Contains(got, want) {
+		return ""
+	}
+	return fmt.Sprintf("%s, want %s", got, want)
 }
 
 // hold keeps a connection open; the function sends a line through it and returns what came back.

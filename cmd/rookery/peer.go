@@ -304,10 +304,19 @@ func (p *peer) balancer() *services.Controller {
 	changed := p.live.subscribe()
 	return services.New(services.Config{
 		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
-		Alive: p.live.alive, Changed: changed, Rules: p.network, Section: network.ServicesSection,
+		Alive: p.live.alive, Changed: changed, Zone: p.zone, Rules: p.network, Section: network.ServicesSection,
 		Self: services.Self{Node: p.id.Name(), ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS},
 		Log:  p.log.With("room", "network"),
 	})
+}
+
+// zone is where this peer's Node is, by its label; "" if it does not say.
+func (p *peer) zone() string {
+	node, err := p.api.Informers().Core().V1().Nodes().Lister().Get(p.id.Name())
+	if err != nil {
+		return "" // not there yet
+	}
+	return node.Labels[corev1.LabelTopologyZone]
 }
 
 func (p *peer) dns() (*dnsserver.Server, error) {

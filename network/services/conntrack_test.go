@@ -13,7 +13,7 @@ import (
 func tableOf(t *testing.T, endpoints string) table {
 	t.Helper()
 	svc := service(t, "d/dns 10.43.0.6 53/30053/udp")
-	return desired([]*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice(t, corev1.ProtocolUDP, "d/dns 5353 "+endpoints)}, alive, self())
+	return desired([]*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice(t, corev1.ProtocolUDP, "d/dns 5353 "+endpoints)}, nil, alive, self())
 }
 
 func TestStaleFlows(t *testing.T) {

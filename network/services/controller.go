@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
@@ -22,7 +23,7 @@ type Rules interface {
 	Apply(ctx context.Context, section string, state nft.State) error
 }
 
-// Config is what a [Controller] is made from; all fields but Alive and Changed are required.
+// Config is what a [Controller] is made from; all fields but Alive, Changed, Zone and Split are required.
 type Config struct {
 	Services coreinformers.ServiceInformer
 	Slices   discoveryinformers.EndpointSliceInformer
@@ -31,9 +32,15 @@ type Config struct {
 	Alive func(node string) bool
 	// Changed gets a value whenever Alive's answers change. The rules follow at once.
 	Changed <-chan struct{}
+	// Zone is the zone of this peer's Node (topology.kubernetes.io/zone), "" for none; nil:
+	// always none. It must not block, and is asked whenever rules are written.
+	Zone func() string
+	// Split says how a Service divides its connections between groups of endpoints, nil
+	// for not at all; nil: none does. It must not block; Changed tells that it answers anew.
+	Split   func(*corev1.Service) *Split
 	Rules   Rules
 	Section string // of Rules
-	Self    Self
+	Self    Self   // its Zone is not looked at
 	Log     *slog.Logger
 }
 
@@ -44,6 +51,7 @@ type Controller struct {
 
 	// The rest belongs to Run.
 	last            table
+	health          healthPorts
 	lastSync        time.Time
 	noConntrackSaid bool
 }
@@ -53,7 +61,7 @@ func New(cfg Config) *Controller {
 	if cfg.Alive == nil {
 		cfg.Alive = func(string) bool { return true }
 	}
-	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1)}
+	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1), health: healthPorts{log: cfg.Log, open: map[uint16]*healthPort{}}}
 }
 
 const (
@@ -88,6 +96,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil
 	}
+	defer c.health.close()
 	c.kick()
 	c.loop(ctx)
 	return nil
@@ -147,13 +156,20 @@ func (c *Controller) sync(ctx context.Context) error {
 	}
 	sortByName(services)
 	sortByName(endpointSlices)
-	want := desired(services, endpointSlices, c.cfg.Alive, c.cfg.Self)
+	self := c.cfg.Self
+	if c.cfg.Zone != nil {
+		self.Zone = c.cfg.Zone()
+	}
+	want := desired(services, endpointSlices, c.cfg.Split, c.cfg.Alive, self)
 	if err := c.cfg.Rules.Apply(ctx, c.cfg.Section, want.rules); err != nil {
 		return err
 	}
 	// Only now: a flow that is forgotten earlier would be made again by the old rules.
 	if flows := stale(c.last, want); flows != nil {
 		c.forget(flows)
+	}
+	if err := c.health.set(want.health); err != nil {
+		c.cfg.Log.Error("a health check port is not answered", "error", err)
 	}
 	c.last, c.lastSync = want, time.Now()
 	c.cfg.Log.Debug("service rules are current", "services", len(services), "took", c.lastSync.Sub(start))

@@ -9,8 +9,11 @@
 package services
 
 import (
+	"cmp"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +29,7 @@ type Self struct {
 	ClusterCIDR netip.Prefix
 	ServiceCIDR netip.Prefix
 	DNS         netip.Addr // in ServiceCIDR, answered by the peer itself and never balanced
+	Zone        string     // of the peer's Node (topology.kubernetes.io/zone); "" for none
 }
 
 // frontend is where clients connect to; the address is zero for a NodePort.
@@ -40,11 +44,13 @@ type table struct {
 	rules nft.State
 	udp   map[frontend]map[netip.AddrPort]struct{} // all endpoints of each UDP frontend
 	dead  map[netip.Addr]struct{}                  // endpoints on dead nodes
+
+	health map[uint16]health // by healthCheckNodePort
 }
 
 // desired computes the table. It is pure; alive is asked for other nodes only.
-func desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, alive func(node string) bool, self Self) table {
-	t := table{rules: base(self), udp: map[frontend]map[netip.AddrPort]struct{}{}, dead: map[netip.Addr]struct{}{}}
+func desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
+	t := table{rules: base(self), udp: map[frontend]map[netip.AddrPort]struct{}{}, dead: map[netip.Addr]struct{}{}, health: map[uint16]health{}}
 	bySvc := map[string][]*discoveryv1.EndpointSlice{}
 	for _, s := range endpointSlices {
 		key := s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
@@ -55,10 +61,24 @@ func desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointS
 			continue
 		}
 		of := bySvc[svc.Namespace+"/"+svc.Name]
+		var groups *Split
+		if split != nil {
+			groups = split(svc)
+		}
+		here := map[netip.Addr]struct{}{}
 		for _, port := range svc.Spec.Ports {
-			p := svcPort{t: &t, self: self, svc: svc, port: port, proto: strings.ToLower(string(protocol(port)))}
+			p := svcPort{t: &t, self: self, svc: svc, port: port, split: groups, proto: strings.ToLower(string(protocol(port)))}
 			p.name = fmt.Sprintf("%s/%s/%s/%s", svc.Namespace, svc.Name, p.proto, portName(port))
-			p.write(portEndpoints(of, port, alive, self, t.dead))
+			all := portEndpoints(of, port, groups, alive, self, t.dead)
+			for _, e := range usable(all, true) {
+				here[e.at.Addr()] = struct{}{}
+			}
+			p.write(all)
+		}
+		if port := svc.Spec.HealthCheckNodePort; port > 0 && port < 1<<16 && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+			h := health{LocalEndpoints: len(here), ServiceProxyHealthy: true}
+			h.Service.Namespace, h.Service.Name = svc.Namespace, svc.Name
+			t.health[uint16(port)] = h
 		}
 	}
 	return t
@@ -78,12 +98,15 @@ type svcPort struct {
 	self  Self
 	svc   *corev1.Service
 	port  corev1.ServicePort
+	split *Split // nil: all endpoints alike
 	proto string // lower case
 	name  string
 }
 
 func (p *svcPort) write(all []endpoint) {
 	cluster, local := usable(all, false), usable(all, true)
+	everywhere := cluster
+	cluster = near(cluster, p.self.Node, p.self.Zone)
 	internal, external := cluster, cluster
 	internalChain, externalChain := "cluster-"+p.name, "cluster-"+p.name
 	if it := p.svc.Spec.InternalTrafficPolicy; it != nil && *it == corev1.ServiceInternalTrafficPolicyLocal {
@@ -93,7 +116,7 @@ func (p *svcPort) write(all []endpoint) {
 	if outside {
 		external, externalChain = local, "external-"+p.name
 	}
-	p.track(cluster)
+	p.track(everywhere)
 	if len(cluster) == 0 {
 		// Nothing translates the ClusterIP, and what is left with a service
 		// address is refused; a NodePort must be refused by name.
@@ -125,7 +148,12 @@ func (p *svcPort) hasExternal() bool { return p.port.NodePort != 0 || len(p.exte
 
 // externalAddrs are the addresses outside the service range that lead to the Service.
 func (p *svcPort) externalAddrs() []netip.Addr {
-	texts := append([]string(nil), p.svc.Spec.ExternalIPs...)
+	return append(addrs(p.svc.Spec.ExternalIPs), p.balancerAddrs()...)
+}
+
+// balancerAddrs are those that a load balancer gave the Service.
+func (p *svcPort) balancerAddrs() []netip.Addr {
+	var texts []string
 	for _, in := range p.svc.Status.LoadBalancer.Ingress {
 		if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
 			texts = append(texts, in.IP)
@@ -160,12 +188,43 @@ func (p *svcPort) frontends(internal, external string) {
 	for _, a := range p.clusterAddrs() {
 		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+internal)
 	}
-	for _, a := range p.externalAddrs() {
+	for _, a := range addrs(p.svc.Spec.ExternalIPs) {
 		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+external)
+	}
+	balancer := external
+	if ranges := p.sources(); len(p.svc.Spec.LoadBalancerSourceRanges) > 0 && len(p.balancerAddrs()) > 0 {
+		balancer = "sources-" + p.name
+		var rules []string
+		if len(ranges) > 0 {
+			rules = append(rules, fmt.Sprintf("ip saddr { %s } goto %s", strings.Join(ranges, " , "), external))
+		}
+		p.t.rules.Chains[balancer] = nft.Chain{Rules: append(rules, "drop")}
+	}
+	for _, a := range p.balancerAddrs() {
+		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+balancer)
 	}
 	if p.port.NodePort != 0 {
 		p.element("service-nodeports", fmt.Sprintf("%s . %d", p.proto, p.port.NodePort), "goto "+external)
 	}
+}
+
+// sources are the IPv4 ranges that may use the load balancer's addresses, without those
+// that lie within another: nft wants its intervals apart.
+func (p *svcPort) sources() (out []string) {
+	var all []netip.Prefix
+	for _, text := range p.svc.Spec.LoadBalancerSourceRanges {
+		if r, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil && r.Addr().Is4() {
+			all = append(all, r.Masked())
+		}
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), a.Addr().Compare(b.Addr())) })
+	var kept []netip.Prefix
+	for _, r := range all {
+		if !slices.ContainsFunc(kept, r.Overlaps) {
+			kept, out = append(kept, r), append(out, r.String())
+		}
+	}
+	return out
 }
 
 // element adds to a map or set of the base; the first Service to claim a key keeps it.
@@ -176,52 +235,101 @@ func (p *svcPort) element(set, key, value string) {
 	}
 }
 
-// balance writes the chain that sends a new connection to one of the endpoints, each
-// as likely as the others.
-func (p *svcPort) balance(chain string, to []netip.AddrPort) {
+// balance writes the chain that sends a new connection to one of the endpoints: each as
+// likely as the others, or by the shares of their groups.
+func (p *svcPort) balance(chain string, to []endpoint) {
+	if p.split == nil {
+		p.t.rules.Chains[chain] = nft.Chain{Rules: p.even(to)}
+		return
+	}
+	weights, groups := map[string]int{}, map[string][]endpoint{}
+	var getting []endpoint
+	for _, e := range to {
+		if w := p.split.Weights[e.group]; w > 0 && (len(weights) < slots || weights[e.group] > 0) {
+			weights[e.group] = w
+			groups[e.group], getting = append(groups[e.group], e), append(getting, e)
+		}
+	}
+	if len(groups) < 2 {
+		p.t.rules.Chains[chain] = nft.Chain{Rules: p.even(getting)}
+		return
+	}
 	var rules []string
-	sticky := p.svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP
+	if p.sticky() { // who was here before goes on with the same endpoint
+		_, rules = p.clients(getting)
+	}
+	for name, members := range groups {
+		p.t.rules.Chains[groupChain(chain, name)] = nft.Chain{Rules: p.even(members)}
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "numgen inc mod %d vmap {", slots)
+	for i, name := range turns(weights) {
+		fmt.Fprintf(&b, "%s %d : goto %s", comma(i), i, groupChain(chain, name))
+	}
+	p.t.rules.Chains[chain] = nft.Chain{Rules: append(rules, b.String()+" }")}
+}
+
+// groupChain is named by a hash: a group's name may be anything.
+func groupChain(chain, group string) string {
+	h := fnv.New32a()
+	h.Write([]byte(group))
+	return fmt.Sprintf("%s__%08x", chain, h.Sum32())
+}
+
+func (p *svcPort) sticky() bool {
+	return p.svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP
+}
+
+// even are the rules that make each endpoint as likely as the others.
+func (p *svcPort) even(to []endpoint) []string {
 	switch {
 	case len(to) == 0:
-		rules = []string{"drop"} // a Local policy, and all endpoints are elsewhere
-	case sticky:
-		rules = p.stickyRules(to)
+		return []string{"drop"} // a Local policy, and all endpoints are elsewhere; or groups without a share
+	case p.sticky():
+		return p.stickyRules(to)
 	case len(to) == 1:
-		rules = []string{fmt.Sprintf("meta l4proto %s dnat to %s", p.proto, to[0])}
-	default:
-		var b strings.Builder
-		fmt.Fprintf(&b, "meta l4proto %s dnat ip addr . port to numgen random mod %d map {", p.proto, len(to))
-		for i, at := range to {
-			fmt.Fprintf(&b, "%s %d : %s . %d", comma(i), i, at.Addr(), at.Port())
-		}
-		rules = []string{b.String() + " }"}
+		return []string{fmt.Sprintf("meta l4proto %s dnat to %s", p.proto, to[0].at)}
 	}
-	p.t.rules.Chains[chain] = nft.Chain{Rules: rules}
+	var b strings.Builder
+	fmt.Fprintf(&b, "meta l4proto %s dnat ip addr . port to numgen random mod %d map {", p.proto, len(to))
+	for i, e := range to {
+		fmt.Fprintf(&b, "%s %d : %s . %d", comma(i), i, e.at.Addr(), e.at.Port())
+	}
+	return []string{b.String() + " }"}
 }
 
 // stickyRules send a client back to where it was, as long as that is still an
 // endpoint: each has a set of its clients, which forgets after the timeout.
-func (p *svcPort) stickyRules(to []netip.AddrPort) []string {
+func (p *svcPort) stickyRules(to []endpoint) []string {
+	chains, rules := p.clients(to)
+	var b strings.Builder
+	fmt.Fprintf(&b, "numgen random mod %d vmap {", len(to))
+	for i, chain := range chains {
+		fmt.Fprintf(&b, "%s %d : goto %s", comma(i), i, chain)
+	}
+	return append(rules, b.String()+" }")
+}
+
+// clients makes each endpoint's set of clients and its chain, and returns the chains and the
+// rules that send known clients to theirs.
+func (p *svcPort) clients(to []endpoint) (chains, rules []string) {
 	timeout := corev1.DefaultClientIPServiceAffinitySeconds
 	if c := p.svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
 		timeout = *c.ClientIP.TimeoutSeconds
 	}
-	var rules []string
-	var b strings.Builder
-	fmt.Fprintf(&b, "numgen random mod %d vmap {", len(to))
-	for i, at := range to {
-		id := fmt.Sprintf("%s__%s/%d", p.name, at.Addr(), at.Port())
+	for _, e := range to {
+		id := fmt.Sprintf("%s__%s/%d", p.name, e.at.Addr(), e.at.Port())
 		// A set cannot change its timeout, so another timeout is another set.
 		set := fmt.Sprintf("affinity-%s-%d", id, timeout)
 		p.t.rules.Sets[set] = nft.Set{Type: "ipv4_addr", Timeout: time.Duration(timeout) * time.Second}
 		p.t.rules.Chains["endpoint-"+id] = nft.Chain{Rules: []string{
 			fmt.Sprintf("update @%s { ip saddr }", set),
-			fmt.Sprintf("meta l4proto %s dnat to %s", p.proto, at),
+			fmt.Sprintf("meta l4proto %s dnat to %s", p.proto, e.at),
 		}}
+		chains = append(chains, "endpoint-"+id)
 		rules = append(rules, fmt.Sprintf("ip saddr @%s goto endpoint-%s", set, id))
-		fmt.Fprintf(&b, "%s %d : goto endpoint-%s", comma(i), i, id)
 	}
-	return append(rules, b.String()+" }")
+	return chains, rules
 }
 
 func comma(i int) string {
@@ -233,13 +341,13 @@ func comma(i int) string {
 
 // track notes what tracked UDP flows must agree with: they have no end that
 // would make them choose again.
-func (p *svcPort) track(to []netip.AddrPort) {
+func (p *svcPort) track(to []endpoint) {
 	if protocol(p.port) != corev1.ProtocolUDP {
 		return
 	}
 	set := map[netip.AddrPort]struct{}{}
-	for _, at := range to {
-		set[at] = struct{}{}
+	for _, e := range to {
+		set[e.at] = struct{}{}
 	}
 	for _, a := range append(p.clusterAddrs(), p.externalAddrs()...) {
 		p.t.udp[frontend{corev1.ProtocolUDP, a, uint16(p.port.Port)}] = set

@@ -112,7 +112,7 @@ func render(t testing.TB, state nft.State) []string {
 }
 
 func TestDesired(t *testing.T) {
-	empty := render(t, desired(nil, nil, alive, self()).rules)
+	empty := render(t, desired(nil, nil, nil, alive, self()).rules)
 	for _, test := range []struct {
 		name, service, slice string
 		want                 string
@@ -158,7 +158,7 @@ func TestDesired(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			svc := service(t, test.service)
-			got := render(t, desired([]*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice(t, svc.Spec.Ports[0].Protocol, test.slice)}, alive, self()).rules)
+			got := render(t, desired([]*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice(t, svc.Spec.Ports[0].Protocol, test.slice)}, nil, alive, self()).rules)
 			got = slices.DeleteFunc(got, func(line string) bool { return slices.Contains(empty, line) })
 			var want []string
 			for line := range strings.Lines(test.want) {
@@ -191,7 +191,7 @@ func TestOneServiceChangesAlone(t *testing.T) {
 	table := nft.New(fake, slog.New(slog.DiscardHandler))
 	services, endpointSlices := objects(t, 50)
 	for range 2 {
-		if err := table.Set(t.Context(), "services", desired(services, endpointSlices, alive, self()).rules); err != nil {
+		if err := table.Set(t.Context(), "services", desired(services, endpointSlices, nil, alive, self()).rules); err != nil {
 			t.Fatal(err)
 		}
 		endpointSlices[7] = slice(t, corev1.ProtocolTCP, "d/s0007 8080 10.42.1.9@a")
@@ -227,7 +227,7 @@ func TestRandomWalkOfServices(t *testing.T) {
 				}
 				endpointSlices = append(endpointSlices, slice(t, corev1.ProtocolTCP, text))
 			}
-			last = desired(services, endpointSlices, alive, self()).rules
+			last = desired(services, endpointSlices, nil, alive, self()).rules
 			if err := table.Set(t.Context(), "services", last); err != nil {
 				t.Fatal(err)
 			}
@@ -266,7 +266,7 @@ func BenchmarkThousandServices(b *testing.B) {
 	table := nft.New(fake, slog.New(slog.DiscardHandler))
 	services, endpointSlices := objects(b, 1000)
 	set := func() {
-		if err := table.Set(b.Context(), "services", desired(services, endpointSlices, alive, self()).rules); err != nil {
+		if err := table.Set(b.Context(), "services", desired(services, endpointSlices, nil, alive, self()).rules); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -275,5 +275,39 @@ func BenchmarkThousandServices(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		endpointSlices[7] = slice(b, corev1.ProtocolTCP, fmt.Sprintf("d/s0007 8080 10.42.1.%d@a", 2+i%200))
 		set()
+	}
+}
+
+func TestTurns(t *testing.T) {
+	for _, weights := range []map[string]int{{"a": 1}, {"a": 50, "b": 50}, {"a": 5, "b": 95}, {"a": 1, "b": 2}, {"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 1000}, {"a": 333, "b": 333, "c": 334, "d": 1}} {
+		got, total := map[string]int{}, 0
+		for _, name := range turns(weights) {
+			got[name]++
+		}
+		for _, w := range weights {
+			total += w
+		}
+		for name, w := range weights {
+			if exact := float64(w) * slots / float64(total); float64(got[name]) < min(1, exact) || got[name] == 0 || float64(got[name]) > exact+1 || float64(got[name]) < exact-1 {
+				t.Errorf("%v: %s gets %d of %d", weights, name, got[name], slots)
+			}
+		}
+	}
+	// The small share is spread, not at one end.
+	first := 0
+	for i, name := range turns(map[string]int{"few": 10, "many": 90}) {
+		if name == "few" && i < 50 {
+			first++
+		}
+	}
+	if first != 5 {
+		t.Errorf("%d of 10 are in the first half", first)
+	}
+	many := map[string]int{}
+	for i := range slots {
+		many[fmt.Sprint(i)] = i + 1
+	}
+	if got := turns(many); len(got) != slots {
+		t.Error(got)
 	}
 }

@@ -14,11 +14,13 @@ type endpoint struct {
 	at                          netip.AddrPort
 	ready, terminatingButServes bool
 	local                       bool
+	group                       string                     // by the Service's Split
+	hints                       *discoveryv1.EndpointHints // who should be its clients; nil: everybody
 }
 
 // portEndpoints returns what the slices say of one port of a Service, sorted and without
 // duplicates. Addresses on dead nodes go to dead instead.
-func portEndpoints(of []*discoveryv1.EndpointSlice, port corev1.ServicePort, alive func(string) bool, self Self, dead map[netip.Addr]struct{}) []endpoint {
+func portEndpoints(of []*discoveryv1.EndpointSlice, port corev1.ServicePort, split *Split, alive func(string) bool, self Self, dead map[netip.Addr]struct{}) []endpoint {
 	var out []endpoint
 	for _, slice := range of {
 		number, ok := slicePort(slice, port)
@@ -46,8 +48,12 @@ func portEndpoints(of []*discoveryv1.EndpointSlice, port corev1.ServicePort, ali
 			c := e.Conditions
 			ready := c.Ready == nil || *c.Ready
 			serving := c.Serving == nil && ready || c.Serving != nil && *c.Serving
+			group := ""
+			if split != nil {
+				group = split.Group(e)
+			}
 			out = append(out, endpoint{
-				at: netip.AddrPortFrom(addr, number), ready: ready, local: local,
+				at: netip.AddrPortFrom(addr, number), ready: ready, local: local, group: group, hints: e.Hints,
 				terminatingButServes: serving && c.Terminating != nil && *c.Terminating,
 			})
 		}
@@ -94,21 +100,54 @@ func slicePort(slice *discoveryv1.EndpointSlice, port corev1.ServicePort) (uint1
 // usable returns the endpoints that get traffic: the ready ones; if there is none,
 // those that terminate but still serve, so that the last replica of a rollout is not
 // cut off before its successor is there.
-func usable(all []endpoint, localOnly bool) []netip.AddrPort {
-	var ready, last []netip.AddrPort
+func usable(all []endpoint, localOnly bool) []endpoint {
+	var ready, last []endpoint
 	for _, e := range all {
 		switch {
 		case localOnly && !e.local:
 		case e.ready:
-			ready = append(ready, e.at)
+			ready = append(ready, e)
 		case e.terminatingButServes:
-			last = append(last, e.at)
+			last = append(last, e)
 		}
 	}
 	if len(ready) > 0 {
 		return ready
 	}
 	return last
+}
+
+// near returns those of the endpoints that are meant for clients of this node, or else of
+// this zone, as the hints of a Service's trafficDistribution say. If one endpoint has no
+// hint, the slices are about to change; if none is meant for here, none is near: then it is
+// all of them.
+func near(all []endpoint, node, zone string) []endpoint {
+	pick := func(meant func(*discoveryv1.EndpointHints) (here, hinted bool)) (out []endpoint) {
+		for _, e := range all {
+			if e.hints == nil {
+				return nil
+			}
+			here, hinted := meant(e.hints)
+			if !hinted {
+				return nil
+			}
+			if here {
+				out = append(out, e)
+			}
+		}
+		return out
+	}
+	if out := pick(func(h *discoveryv1.EndpointHints) (bool, bool) {
+		return slices.Contains(h.ForNodes, discoveryv1.ForNode{Name: node}), len(h.ForNodes) > 0
+	}); len(out) > 0 {
+		return out
+	}
+	if out := pick(func(h *discoveryv1.EndpointHints) (bool, bool) {
+		return slices.Contains(h.ForZones, discoveryv1.ForZone{Name: zone}), len(h.ForZones) > 0
+	}); len(out) > 0 {
+		return out
+	}
+	return all
 }
 
 func protocol(p corev1.ServicePort) corev1.Protocol {

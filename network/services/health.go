@@ -1,0 +1,103 @@
+package services
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// health is what a load balancer in front of the peers asks for: whether this one has
+// endpoints of a Service whose external traffic stays on the peer.
+type health struct {
+	Service struct {
+		Namespace string `json:"namespace"`
+		Name      string `json:"name"`
+	} `json:"service"`
+	LocalEndpoints      int  `json:"localEndpoints"`
+	ServiceProxyHealthy bool `json:"serviceProxyHealthy"`
+}
+
+// healthPorts answers on the healthCheckNodePorts, in the form of kube-proxy.
+type healthPorts struct {
+	log  *slog.Logger
+	open map[uint16]*healthPort
+}
+
+type healthPort struct {
+	server *http.Server
+	state  atomic.Pointer[health]
+}
+
+// set makes want, by port, what is answered. A port that somebody else has is tried again
+// by the next set; the other ports are not kept from their work.
+func (h *healthPorts) set(want map[uint16]health) error {
+	for port, p := range h.open {
+		if _, ok := want[port]; !ok {
+			p.close(h.log)
+			delete(h.open, port)
+		}
+	}
+	var errs []error
+	for port, state := range want {
+		p, ok := h.open[port]
+		if !ok {
+			var err error
+			if p, err = h.listen(port); err != nil {
+				errs = append(errs, fmt.Errorf("health check port of service %s/%s: %w", state.Service.Namespace, state.Service.Name, err))
+				continue
+			}
+			h.open[port] = p
+		}
+		p.state.Store(&state)
+	}
+	return errors.Join(errs...)
+}
+
+func (h *healthPorts) close() {
+	for port, p := range h.open {
+		p.close(h.log)
+		delete(h.open, port)
+	}
+}
+
+func (h *healthPorts) listen(port uint16) (*healthPort, error) {
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp4", fmt.Sprintf(":%d", port))
+	if err != nil {
+		return nil, err
+	}
+	p := &healthPort{}
+	p.server = &http.Server{Handler: p, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 4 << 10}
+	go func() {
+		if err := p.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			h.log.Error("health check port has ended", "port", port, "error", err)
+		}
+	}()
+	return p, nil
+}
+
+func (p *healthPort) close(log *slog.Logger) {
+	if err := p.server.Close(); err != nil {
+		log.Warn("health check port did not close", "error", err)
+	}
+}
+
+// ServeHTTP answers 200 if there are endpoints here, else 503.
+func (p *healthPort) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	state := p.state.Load()
+	if state == nil {
+		http.Error(w, "not known yet", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if state.LocalEndpoints == 0 {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(state) // who asked is gone: nothing to be done
+}
