@@ -111,9 +111,15 @@ type Network struct {
 	pool    *ipam.Pool
 	ports   *hostports.Book
 	table   *nft.Table
-	overlay *overlay.Overlay
-	mtu     int // of pods
+	mtu     atomic.Int32 // of new pods
 	sweep   chan struct{}
+	changed chan struct{} // the backend has
+
+	overlayMu sync.Mutex
+	overlay   *overlay.Overlay
+	backend   string           // of overlay
+	peers     []Peer           // as they were last set
+	old       *overlay.Overlay // the one before, which still takes packets; nil: none
 
 	podsMu      sync.Mutex // one writer of the pods section
 	podsApplied uint64     // generation that is in the kernel, under podsMu
@@ -129,7 +135,7 @@ func New(cfg Config) (*Network, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Network{cfg: cfg.withDefaults(), log: cfg.Log, ready: make(chan struct{}), sweep: make(chan struct{}, 1)}, nil
+	return &Network{cfg: cfg.withDefaults(), log: cfg.Log, ready: make(chan struct{}), sweep: make(chan struct{}, 1), changed: make(chan struct{}, 1)}, nil
 }
 
 // Ready is closed when pods can be attached. It stays open if Run fails.
@@ -143,15 +149,12 @@ func (n *Network) Own() netip.Addr { return n.cfg.PodCIDR.Masked().Addr().Next()
 // kernel after that. It may be called once.
 func (n *Network) Run(ctx context.Context) error {
 	if err := n.setup(ctx); err != nil {
-		if n.overlay != nil {
-			err = errors.Join(err, n.overlay.Close())
-		}
-		return fmt.Errorf("set up pod network: %w", err)
+		return fmt.Errorf("set up pod network: %w", errors.Join(err, n.closeOverlays()))
 	}
 	close(n.ready)
-	n.log.Info("pod network is up", "backend", n.cfg.Backend, "range", n.cfg.PodCIDR, "mtu", n.mtu)
+	n.log.Info("pod network is up", "backend", n.cfg.Backend, "range", n.cfg.PodCIDR, "mtu", n.mtu.Load())
 	n.keep(ctx)
-	return n.overlay.Close()
+	return n.closeOverlays()
 }
 
 // verifyEvery is how often the rules are checked for somebody else's flush; a
@@ -165,7 +168,7 @@ const sweepAfter = time.Second
 func (n *Network) keep(ctx context.Context) {
 	verify := time.NewTicker(verifyEvery)
 	defer verify.Stop()
-	var sweep <-chan time.Time
+	var sweep, retire <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -179,6 +182,16 @@ func (n *Network) keep(ctx context.Context) {
 			if _, err := n.table.Sweep(ctx); err != nil && ctx.Err() == nil {
 				n.log.Debug("unused chains are still held, trying again", "error", err)
 				sweep = time.After(sweepAfter)
+			}
+		case <-n.changed:
+			retire = time.After(lingerFor)
+		case <-retire:
+			n.overlayMu.Lock()
+			err := n.retire()
+			n.overlayMu.Unlock()
+			if err != nil {
+				n.log.Warn("trying again", "error", err)
+				retire = time.After(lingerFor)
 			}
 		case <-verify.C:
 			if err := n.table.Verify(ctx); err != nil && ctx.Err() == nil {
@@ -211,15 +224,6 @@ func (n *Network) Addresses() map[string]netip.Addr {
 	default:
 		return nil
 	}
-}
-
-// SetPeers makes the other peers of the cluster reachable, and only them. It is
-// idempotent and writes only what changed. It waits for Ready.
-func (n *Network) SetPeers(ctx context.Context, peers []Peer) error {
-	if err := n.wait(ctx); err != nil {
-		return err
-	}
-	return n.overlay.SetPeers(peers)
 }
 
 func (n *Network) wait(ctx context.Context) error {

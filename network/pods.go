@@ -42,7 +42,7 @@ func (n *Network) Attach(ctx context.Context, uid string, pid int, ports []corev
 			return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 		}
 	}
-	if err := plug(fmt.Sprintf("/proc/%d/ns/net", pid), deviceName(uid), addr, n.Own(), n.mtu, len(published) > 0); err != nil {
+	if err := plug(fmt.Sprintf("/proc/%d/ns/net", pid), deviceName(uid), addr, n.Own(), int(n.mtu.Load()), len(published) > 0); err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}
 	return []netip.Addr{addr}, nil

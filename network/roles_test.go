@@ -65,6 +65,7 @@ type request struct {
 	PID      int
 	Ports    []corev1.ContainerPort
 	Peers    []network.Peer
+	Backend  string
 	Dead     []string
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
@@ -138,6 +139,8 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 		return "", h.net.Reconcile(ctx, r.UIDs)
 	case "peers":
 		return "", h.net.SetPeers(ctx, r.Peers)
+	case "use":
+		return "", h.net.Use(ctx, r.Backend)
 	case "put":
 		for _, s := range r.Services {
 			h.put(h.services, "service "+s.Namespace+"/"+s.Name, s)

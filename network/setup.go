@@ -37,19 +37,6 @@ func (n *Network) setup(ctx context.Context) error {
 	if n.ports, err = hostports.Open(n.hostPortsPath(), n.reserved()); err != nil {
 		return err
 	}
-	under := n.cfg.MTU
-	if under == 0 {
-		link, err := overlay.LinkOf(n.cfg.Address)
-		if err != nil {
-			return err
-		}
-		under = link.Attrs().MTU
-	}
-	overhead, err := overlay.Overhead(n.cfg.Backend)
-	if err != nil {
-		return err
-	}
-	n.mtu = under - overhead
 	if err := sysctl("net/ipv4/ip_forward", "1"); err != nil {
 		return err
 	}
@@ -76,10 +63,15 @@ func (n *Network) setup(ctx context.Context) error {
 	if err := n.syncPods(ctx); err != nil {
 		return err
 	}
-	n.overlay, err = overlay.Open(n.cfg.Backend, overlay.Config{
-		Own: n.Own(), Address: n.cfg.Address, Key: n.cfg.Key, Port: n.cfg.Port, MTU: n.mtu, Log: n.log,
-	})
-	return err
+	o, mtu, err := n.open(n.cfg.Backend)
+	if err != nil {
+		return err
+	}
+	n.overlayMu.Lock()
+	n.overlay, n.backend = o, n.cfg.Backend
+	n.overlayMu.Unlock()
+	n.mtu.Store(int32(mtu))
+	return nil
 }
 
 func (n *Network) reserved() map[string][]hostports.Port {

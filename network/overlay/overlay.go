@@ -67,10 +67,11 @@ type backend interface {
 	close() error
 }
 
-// Overlay is a running backend.
+// Overlay is a running backend. Its methods may be called concurrently.
 type Overlay struct {
-	cfg Config
-	b   backend
+	cfg    Config
+	device string // "" for one that needs none of its own
+	b      backend
 
 	mu     sync.Mutex
 	peers  map[string]Peer
@@ -103,9 +104,9 @@ func Open(kind string, cfg Config) (*Overlay, error) {
 		if err != nil {
 			return nil, err
 		}
-		o.b = b
+		o.b, o.device = b, WireGuardDevice
 	case "vxlan":
-		o.b = &vxlan{cfg: cfg}
+		o.b, o.device = &vxlan{cfg: cfg}, VXLANDevice
 	case "direct":
 		o.b = &direct{cfg: cfg}
 	}
@@ -168,17 +169,42 @@ func (o *Overlay) set(p Peer) error {
 			return err
 		}
 	}
-	if p.Alive {
-		r := o.b.route(p)
-		r.Dst, r.Src, r.Protocol = ipNet(p.PodCIDR), o.cfg.Own.AsSlice(), PeerRoutes
-		if err := netlink.RouteReplace(&r); err != nil {
-			return fmt.Errorf("route %s: %w", p.PodCIDR, err)
-		}
-	} else if err := o.unroute(p); err != nil {
+	if err := o.reroute(p); err != nil {
 		return err
 	}
 	o.peers[p.Name] = p
 	return nil
+}
+
+func (o *Overlay) reroute(p Peer) error {
+	if !p.Alive {
+		return o.unroute(p)
+	}
+	r := o.b.route(p)
+	r.Dst, r.Src, r.Protocol = ipNet(p.PodCIDR), o.cfg.Own.AsSlice(), PeerRoutes
+	if err := netlink.RouteReplace(&r); err != nil {
+		return fmt.Errorf("route %s: %w", p.PodCIDR, err)
+	}
+	return nil
+}
+
+// Restore writes the routes to all peers again, after another overlay has taken them.
+func (o *Overlay) Restore() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var errs []error
+	for _, p := range o.peers {
+		errs = append(errs, o.reroute(p))
+	}
+	return errors.Join(errs...)
+}
+
+// Remove ends the backend for good and takes its device away.
+func (o *Overlay) Remove() error {
+	if err := o.Close(); err != nil || o.device == "" {
+		return err
+	}
+	return DeleteLink(o.device)
 }
 
 // Close takes down what cannot outlive the process, and leaves the rest for the next start.

@@ -1,0 +1,106 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rundigitalplatform/rookery/network/overlay"
+)
+
+// lingerFor is how long a peer that has changed to another backend still takes what
+// comes by the old one: the other peers change within seconds of each other.
+const lingerFor = 30 * time.Second
+
+// Use changes the backend of a running network; nothing happens if it is the one in
+// use. Peers that have changed hear those that have not, for half a minute, but not the
+// other way round, so the interruption lasts until the slower of two has changed. Pods
+// keep their devices; what they send that is too large now is answered as path MTU
+// discovery wants it (RFC 1191). On an error the old backend stays. It waits for Ready.
+func (n *Network) Use(ctx context.Context, kind string) error {
+	if err := n.wait(ctx); err != nil {
+		return err
+	}
+	n.overlayMu.Lock()
+	defer n.overlayMu.Unlock()
+	if kind == n.backend {
+		return nil
+	}
+	// Changed back soon: the device is made anew, because its routes went to the other.
+	if err := n.retire(); err != nil {
+		return fmt.Errorf("change to network backend %s: %w", kind, err)
+	}
+	next, mtu, err := n.open(kind)
+	if err != nil {
+		return fmt.Errorf("change to network backend %s: %w", kind, err)
+	}
+	if err := next.SetPeers(n.peers); err != nil {
+		return errors.Join(fmt.Errorf("change to network backend %s: %w", kind, err), next.Remove(), n.overlay.Restore())
+	}
+	n.log.Info("the network backend has changed", "from", n.backend, "to", kind, "mtu", mtu)
+	n.old, n.overlay, n.backend = n.overlay, next, kind
+	n.mtu.Store(int32(mtu))
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// open brings a backend up, and returns what MTU pods have over it.
+func (n *Network) open(kind string) (*overlay.Overlay, int, error) {
+	under := n.cfg.MTU
+	if under == 0 {
+		link, err := overlay.LinkOf(n.cfg.Address)
+		if err != nil {
+			return nil, 0, err
+		}
+		under = link.Attrs().MTU
+	}
+	overhead, err := overlay.Overhead(kind)
+	if err != nil {
+		return nil, 0, err
+	}
+	mtu := under - overhead
+	o, err := overlay.Open(kind, overlay.Config{
+		Own: n.Own(), Address: n.cfg.Address, Key: n.cfg.Key, Port: n.cfg.Port, MTU: mtu, Log: n.log,
+	})
+	return o, mtu, err
+}
+
+// retire ends a backend that is in use no longer. Under overlayMu.
+func (n *Network) retire() error {
+	if n.old == nil {
+		return nil
+	}
+	if err := n.old.Remove(); err != nil {
+		return fmt.Errorf("end the backend before: %w", err)
+	}
+	n.old = nil
+	return nil
+}
+
+// SetPeers makes the other peers of the cluster reachable, and only them. It is
+// idempotent and writes only what changed. It waits for Ready.
+func (n *Network) SetPeers(ctx context.Context, peers []Peer) error {
+	if err := n.wait(ctx); err != nil {
+		return err
+	}
+	n.overlayMu.Lock()
+	defer n.overlayMu.Unlock()
+	n.peers = peers
+	return n.overlay.SetPeers(peers)
+}
+
+func (n *Network) closeOverlays() error {
+	n.overlayMu.Lock()
+	defer n.overlayMu.Unlock()
+	var err error
+	for _, o := range []*overlay.Overlay{n.overlay, n.old} {
+		if o != nil {
+			err = errors.Join(err, o.Close())
+		}
+	}
+	return err
+}
