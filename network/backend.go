@@ -48,6 +48,13 @@ func (n *Network) Use(ctx context.Context, kind string) error {
 	return nil
 }
 
+// Backend is the one in use, "" before Ready. It does not block for long.
+func (n *Network) Backend() string {
+	n.overlayMu.Lock()
+	defer n.overlayMu.Unlock()
+	return n.backend
+}
+
 // open brings a backend up, and returns what MTU pods have over it.
 func (n *Network) open(kind string) (*overlay.Overlay, int, error) {
 	under := n.cfg.MTU

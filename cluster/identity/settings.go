@@ -18,7 +18,8 @@ type Settings struct {
 	DNS netip.Addr `json:"dns"`
 	// Domain is the cluster's DNS domain, without a dot at either end.
 	Domain string `json:"domain"`
-	// Backend is how packets travel between peers: "wireguard" or "vxlan".
+	// Backend is how packets travel between peers, as the cluster was made: "wireguard",
+	// "vxlan" or "direct".
 	Backend string `json:"backend"`
 }
 

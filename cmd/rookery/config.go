@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
 
+	"github.com/rundigitalplatform/rookery/network/overlay"
 	"github.com/rundigitalplatform/rookery/node/spec"
 )
 
@@ -81,7 +82,7 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.ClusterDNS, "cluster-dns", "10.43.0.10", "address of the cluster's DNS, local to each peer. Fixed when the cluster is made")
 	f.StringVar(&c.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of the cluster. Fixed when the cluster is made")
 	f.StringVar(&c.NodePorts, "node-ports", "30000-32767", "ports of NodePort Services")
-	f.StringVar(&c.Network, "network", "wireguard", "pod network between peers: wireguard or vxlan. Fixed when the cluster is made")
+	f.StringVar(&c.Network, "network", "wireguard", "pod network between peers: wireguard (encrypted), vxlan, or direct (all peers on one segment). For a new cluster; `rookery net use` changes it")
 	f.StringVar(&c.PodmanSocket, "podman-socket", "/run/podman/podman.sock", "where Podman's API listens")
 	f.StringSliceVar(&c.UpstreamDNS, "upstream-dns", nil, "DNS servers for names outside the cluster (default: those of /etc/resolv.conf)")
 	f.StringToStringVar(&c.Labels, "labels", nil, "labels of this peer's Node, KEY=VALUE")
@@ -239,8 +240,8 @@ func (c *config) validate() error {
 	if err != nil || !services.Contains(dns) {
 		return fmt.Errorf("--cluster-dns %q is not an address in --service-cidr %s", c.ClusterDNS, services)
 	}
-	if c.Network != "wireguard" && c.Network != "vxlan" {
-		return fmt.Errorf("--network %q: there are wireguard and vxlan", c.Network)
+	if _, err := overlay.Overhead(c.Network); err != nil {
+		return fmt.Errorf("--network: %w", err)
 	}
 	if _, _, err := c.nodePorts(); err != nil {
 		return err

@@ -66,7 +66,7 @@ func TestValidateSaysWhatCannotWork(t *testing.T) {
 		"--pod-cidr=10.43.0.0/16":   "overlap",
 		"--pod-cidr=fd00::/64":      "IPv4",
 		"--cluster-dns=192.168.1.1": "is not an address in --service-cidr",
-		"--network=flannel":         "there are wireguard and vxlan",
+		"--network=flannel":         "use wireguard, vxlan or direct",
 		"--node-ports=32767-30000":  "is not a range",
 		"--log-level=loud":          "debug, info, warn and error",
 		"--data-dir=var":            "not an absolute path",

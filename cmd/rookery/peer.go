@@ -261,7 +261,7 @@ func (p *peer) compose(self cluster.Peer) error {
 	p.network, err = network.New(network.Config{
 		Admission: admission{p},
 		Address:   p.self().Address, PodCIDR: self.PodCIDR, ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS,
-		Backend: settings.Backend, Key: network.Key(p.id.WireGuardKey()), Port: int(p.cfg.WireGuardPort),
+		Backend: p.registry.Backend(), Key: network.Key(p.id.WireGuardKey()), Port: int(p.cfg.WireGuardPort),
 		Reserved: map[string]uint16{"the API and the other peers": uint16(p.cfg.Port), "gossip": uint16(p.cfg.GossipPort), "the pod network": uint16(p.cfg.WireGuardPort)},
 		Dir:      filepath.Join(p.cfg.DataDir, "network"), Log: p.log.With("room", "network"),
 	})

@@ -81,7 +81,10 @@ func (p *peer) status(ctx context.Context) admin.Status {
 	raft := p.store.Status()
 	s := admin.Status{
 		Peer: p.id.Name(), Version: version, Leader: raft.Leader, Term: raft.Term, Missing: raft.Missing,
-		Peers: p.peers(),
+		Peers: p.peers(), Network: p.network.Backend(),
+	}
+	if want := p.registry.Backend(); want != s.Network {
+		s.Change = want
 	}
 	sync, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

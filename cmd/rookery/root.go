@@ -24,7 +24,7 @@ func rootCommand() *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(upCommand(), downCommand(), checkCommand(), tokenCommand(), peersCommand(), statusCommand(),
+	root.AddCommand(upCommand(), downCommand(), checkCommand(), tokenCommand(), peersCommand(), statusCommand(), netCommand(),
 		imageCommand(), kubeconfigCommand(), versionCommand(),
 		&cobra.Command{
 			Use: "kubectl", Short: "kubectl, as carried by this binary", DisableFlagParsing: true,

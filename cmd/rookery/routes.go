@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/rundigitalplatform/rookery/cluster"
@@ -12,16 +14,27 @@ import (
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
+// routesAgain is when what the kernel refused is tried once more.
+const routesAgain = 5 * time.Second
+
 // runRoutes keeps the pod network's routes and tunnels in line with the peer
-// records (who there is, with which share) and gossip (where, and alive).
+// records (who there is, with which share), the backend that the cluster wants, and
+// gossip (where, and alive).
 func (p *peer) runRoutes(ctx context.Context) error {
 	changed := p.live.subscribe()
 	records := make(chan struct{}, 1)
 	watching := make(chan error, 1)
-	go func() { watching <- p.watchRecords(ctx, records) }()
+	go func() {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error { return p.wakeFor(ctx, cluster.PeersPrefix, records) })
+		group.Go(func() error { return p.wakeFor(ctx, cluster.BackendKey, records) })
+		watching <- group.Wait()
+	}()
 	for {
+		var again <-chan time.Time
 		if err := p.setRoutes(ctx); err != nil && ctx.Err() == nil {
-			p.log.Error("routes to the other peers are not as wanted", "err", err)
+			p.log.Error("routes to the other peers are not as wanted, trying again", "err", err, "in", routesAgain)
+			again = time.After(routesAgain)
 		}
 		select {
 		case <-ctx.Done():
@@ -30,16 +43,17 @@ func (p *peer) runRoutes(ctx context.Context) error {
 			return err
 		case <-changed:
 		case <-records:
+		case <-again:
 		}
 	}
 }
 
-// watchRecords wakes whenever a peer record changes.
-func (p *peer) watchRecords(ctx context.Context, wake chan<- struct{}) error {
+// wakeFor wakes whenever something under prefix changes, and at first.
+func (p *peer) wakeFor(ctx context.Context, prefix string, wake chan<- struct{}) error {
 	for ctx.Err() == nil {
-		w, err := p.store.Watch(cluster.PeersPrefix, p.store.Revision())
+		w, err := p.store.Watch(prefix, p.store.Revision())
 		if err != nil {
-			return fmt.Errorf("watch peer records: %w", err)
+			return fmt.Errorf("watch %s: %w", prefix, err)
 		}
 		for err == nil {
 			select {
@@ -50,7 +64,7 @@ func (p *peer) watchRecords(ctx context.Context, wake chan<- struct{}) error {
 		}
 		w.Close()
 		if ctx.Err() == nil && !errors.Is(err, raftstore.ErrCompacted) {
-			return fmt.Errorf("watch peer records: %w", err)
+			return fmt.Errorf("watch %s: %w", prefix, err)
 		}
 	}
 	return nil
@@ -76,5 +90,5 @@ func (p *peer) setRoutes(ctx context.Context) error {
 		}
 		peers = append(peers, network.Peer{Name: r.Name, Endpoint: at, PodCIDR: r.PodCIDR, WireGuardKey: network.Key(key), Alive: p.live.alive(r.Name)})
 	}
-	return p.network.SetPeers(ctx, peers)
+	return errors.Join(p.network.Use(ctx, p.registry.Backend()), p.network.SetPeers(ctx, peers))
 }

@@ -43,6 +43,11 @@ func printStatus(out io.Writer, s admin.Status) error {
 	fmt.Fprintf(out, "Answered by  %s (rookery %s, %s)\n", s.Peer, s.Version, s.Engine)
 	fmt.Fprintf(out, "Quorum       %s\n", quorum)
 	fmt.Fprintf(out, "State        revision %d, term %d, digest %.12s\n", s.Revision, s.Term, s.Digest)
+	network := s.Network
+	if s.Change != "" {
+		network += ", to be " + s.Change
+	}
+	fmt.Fprintf(out, "Network      %s\n", network)
 	fmt.Fprintf(out, "Pods         %d of %d ready\n\n", s.Pods.Ready, s.Pods.Total)
 	if err := printPeers(out, s.Peers); err != nil {
 		return err

@@ -52,6 +52,11 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	return c.call(ctx, http.MethodDelete, "tokens/"+url.PathEscape(id), nil)
 }
 
+// SetBackend changes how packets travel between peers.
+func (c *Client) SetBackend(ctx context.Context, kind string) error {
+	return c.call(ctx, http.MethodPut, "network/backend/"+url.PathEscape(kind), nil)
+}
+
 // LoadImage sends an archive to one peer or to "all", and calls each with what
 // became of it as the peers finish.
 func (c *Client) LoadImage(ctx context.Context, archive io.Reader, peer string, each func(ImageResult)) error {

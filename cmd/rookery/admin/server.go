@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rundigitalplatform/rookery/cluster"
+	"github.com/rundigitalplatform/rookery/network/overlay"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
@@ -37,6 +38,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("DELETE "+Prefix+"tokens/{id}", func(w http.ResponseWriter, r *http.Request) {
 		s.reply(w, struct{}{}, s.Tokens.Revoke(r.Context(), r.PathValue("id")))
 	})
+	mux.HandleFunc("PUT "+Prefix+"network/backend/{kind}", s.setBackend)
 	mux.HandleFunc("POST "+Prefix+"images", s.loadImage)
 	mux.HandleFunc(Prefix+"debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc(Prefix+"debug/pprof/trace", pprof.Trace)
@@ -44,6 +46,15 @@ func (s *Server) Handler() http.Handler {
 		pprof.Handler(r.PathValue("name")).ServeHTTP(w, r)
 	})
 	return mux
+}
+
+func (s *Server) setBackend(w http.ResponseWriter, r *http.Request) {
+	kind := r.PathValue("kind")
+	if _, err := overlay.Overhead(kind); err != nil {
+		s.reply(w, nil, requestError(err.Error()))
+		return
+	}
+	s.reply(w, struct{}{}, s.Registry.SetBackend(r.Context(), kind))
 }
 
 // reply writes v, or the failure in the user's words.
