@@ -223,6 +223,8 @@ type peerStatus struct {
 	Leader   string
 	Revision int64
 	Digest   string
+	Network  string
+	Change   string
 	Peers    []struct{ Name, State, Role string }
 }
 

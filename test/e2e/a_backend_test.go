@@ -1,0 +1,54 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The network's backend changes while pods run: the Service answers over each, from every
+// peer and from pods of every peer, and no pod is replaced.
+func TestBackendChangesWhilePodsRun(t *testing.T) {
+	before := scale(t, "h1", 9)
+	defer use(t, "wireguard")
+	for _, backend := range []string{"vxlan", "direct", "wireguard"} {
+		use(t, backend)
+		for _, p := range before[:3] {
+			out := must(t, "h2", "rookery", "-n", "hello", "exec", p.Metadata.Name, "-c", "hello", "--", "/hello", "load", "-rate", "50", "-for", "2s", serviceURL)
+			if r := decode(t, out); r.Failed > 0 || len(r.Pods) != 9 {
+				t.Errorf("over %s, from a pod on %s: %d of %d requests failed, %d pods answered; %v", backend, p.Spec.NodeName, r.Failed, r.Sent, len(r.Pods), r.Errors)
+			}
+		}
+	}
+	after := map[string]bool{}
+	for _, p := range pods(t, "h1") {
+		after[p.Metadata.Name] = true
+	}
+	for _, p := range before {
+		if !after[p.Metadata.Name] {
+			t.Errorf("pod %s is gone", p.Metadata.Name)
+		}
+	}
+	if out := refused(t, "h1", "rookery", "net", "use", "pigeons"); !strings.Contains(out, "use wireguard, vxlan or direct") {
+		t.Errorf("a backend that there is not: %q", out)
+	}
+}
+
+// use changes the backend and waits until every peer has followed.
+func use(t *testing.T, backend string) {
+	t.Helper()
+	must(t, "h1", "rookery", "net", "use", backend)
+	eventually(t, 30*time.Second, func() error {
+		for _, h := range shared.Peers() {
+			s, err := status(t.Context(), h.Name)
+			if err != nil {
+				return err
+			}
+			if s.Network != backend || s.Change != "" {
+				return fmt.Errorf("%s uses %s and is to change to %q, not %s", h.Name, s.Network, s.Change, backend)
+			}
+		}
+		return nil
+	})
+}
