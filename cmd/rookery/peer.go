@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,6 +51,7 @@ type peer struct {
 	engine   *podman.Runtime
 	agent    *node.Agent
 	network  *network.Network
+	unrouted atomic.Pointer[string] // why packets to other peers do not go as wanted; nil: they do
 	policies *policy.Controller
 	started  time.Time
 }

@@ -100,6 +100,10 @@ func (p *peer) status(ctx context.Context) admin.Status {
 	if f := check.DataDir(p.cfg.DataDir); f.Level != check.OK {
 		s.Problems = append(s.Problems, admin.Problem{What: f.What + ": " + f.Found, Do: f.Cure})
 	}
+	if why := p.unrouted.Load(); why != nil {
+		s.Problems = append(s.Problems, admin.Problem{What: "pods of this peer may not reach those of others: " + *why,
+			Do: "mend that, it is tried again every few seconds; if this machine cannot do it, `rookery net use wireguard` works on every machine"})
+	}
 	engine, cancelEngine := context.WithTimeout(ctx, 3*time.Second)
 	defer cancelEngine()
 	if info, err := p.engine.Info(engine); err != nil {

@@ -35,6 +35,10 @@ func (p *peer) runRoutes(ctx context.Context) error {
 		if err := p.setRoutes(ctx); err != nil && ctx.Err() == nil {
 			p.log.Error("routes to the other peers are not as wanted, trying again", "err", err, "in", routesAgain)
 			again = time.After(routesAgain)
+			why := err.Error()
+			p.unrouted.Store(&why)
+		} else {
+			p.unrouted.Store(nil)
 		}
 		select {
 		case <-ctx.Done():
