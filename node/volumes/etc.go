@@ -85,6 +85,7 @@ func hosts(pod *v1.Pod, e Etc) string {
 const (
 	maxNameservers = 3
 	maxSearches    = 32
+	maxSearchChars = 2048 // of all of them in one line
 )
 
 func resolvConf(pod *v1.Pod, e Etc) string {
@@ -119,6 +120,9 @@ func resolvConf(pod *v1.Pod, e Etc) string {
 		}
 	}
 	servers, searches = unique(servers, maxNameservers), unique(searches, maxSearches)
+	for len(strings.Join(searches, " ")) > maxSearchChars {
+		searches = searches[:len(searches)-1]
+	}
 	var b strings.Builder
 	if len(searches) > 0 {
 		fmt.Fprintf(&b, "search %s\n", strings.Join(searches, " "))

@@ -236,6 +236,10 @@ func TestResolvConf(t *testing.T) {
 		{"host network", `{dnsPolicy: ClusterFirst, hostNetwork: true}`, "search site.example\nnameserver 192.0.2.53\noptions timeout:1\n"},
 		{"host network, cluster", `{dnsPolicy: ClusterFirstWithHostNet, hostNetwork: true}`, "search shop.svc.cluster.local svc.cluster.local cluster.local site.example\nnameserver 10.43.0.10\noptions ndots:5\n"},
 		{"none", `{dnsPolicy: None, dnsConfig: {nameservers: [192.0.2.1], searches: [x], options: [{name: ndots, value: "2"}]}}`, "search x\nnameserver 192.0.2.1\noptions ndots:2\n"},
+		{"default, merged", `{dnsPolicy: Default, dnsConfig: {nameservers: [192.0.2.1, 192.0.2.53, 192.0.2.2, 192.0.2.3], searches: [site.example, x]}}`,
+			"search site.example x\nnameserver 192.0.2.53\nnameserver 192.0.2.1\nnameserver 192.0.2.2\noptions timeout:1\n"},
+		{"too long", `{dnsPolicy: None, dnsConfig: {nameservers: [192.0.2.1], searches: [` + strings.Repeat("a", 2000) + `, b, ` + strings.Repeat("c", 50) + `]}}`,
+			"search " + strings.Repeat("a", 2000) + " b\nnameserver 192.0.2.1\n"},
 		{"merged", `{dnsPolicy: ClusterFirst, dnsConfig: {options: [{name: ndots, value: "1"}, {name: edns0}]}}`, "search shop.svc.cluster.local svc.cluster.local cluster.local site.example\nnameserver 10.43.0.10\noptions ndots:1 edns0\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
