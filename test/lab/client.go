@@ -21,18 +21,21 @@ func (l *Lab) API() (kubernetes.Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the client's kubeconfig: %w", err)
 	}
-	cfg.QPS, cfg.Timeout, cfg.Dial = -1, time.Minute, l.dial
+	cfg.QPS, cfg.Timeout = -1, time.Minute
+	cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		return l.DialFrom(ctx, Client, network, address)
+	}
 	return kubernetes.NewForConfig(cfg)
 }
 
-// dial connects from the client's network namespace.
-func (l *Lab) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+// DialFrom connects from a host's network namespace to an address that is no name.
+func (l *Lab) DialFrom(ctx context.Context, host, network, address string) (conn net.Conn, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // for good: the thread ends with the goroutine, in the other namespace as it is
 		var ns *os.File
-		if ns, err = os.Open("/run/netns/" + l.netns(Client)); err != nil {
+		if ns, err = os.Open("/run/netns/" + l.netns(host)); err != nil {
 			return
 		}
 		defer ns.Close()

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -53,11 +54,30 @@ func (a *app) handler() http.Handler {
 		}
 		fmt.Fprintln(w, host)
 	})
+	mux.HandleFunc("GET /echo", echo)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		a.requests.Add(1)
 		fmt.Fprintf(w, "%s from pod %s on peer %s (version %s, secret %s)\n", a.greeting, a.pod, a.peer, a.version, a.secret)
 	})
 	return mux
+}
+
+// echo leaves HTTP for the protocol that is asked for, whatever it is, and sends back what comes.
+func echo(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") == "" {
+		http.Error(w, "ask with an Upgrade header", http.StatusUpgradeRequired)
+		return
+	}
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", r.Header.Get("Upgrade"))
+	if _, err := io.Copy(conn, buf); err != nil {
+		fmt.Fprintln(os.Stderr, "echo:", err)
+	}
 }
 
 // record writes the counts for the sidecar, at most once each interval and only

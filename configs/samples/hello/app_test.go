@@ -1,10 +1,33 @@
 package main
 
 import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 )
+
+func TestEchoLeavesHTTP(t *testing.T) {
+	srv := httptest.NewServer(newApp(func(string) string { return "" }).handler())
+	defer srv.Close()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /echo HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: parrot\r\n\r\nhello\n")
+	in := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil || resp.StatusCode != 101 {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	if line, err := in.ReadString('\n'); line != "hello\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+}
 
 func TestSidecarServesTheApplicationsCounts(t *testing.T) {
 	env := map[string]string{"POD_NAME": "hello-1", "PEER_NAME": "h1", "GREETING": "Ahoy", "PASSWORD": "x", "SHARED_DIR": t.TempDir()}
