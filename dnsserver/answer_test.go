@@ -55,7 +55,7 @@ var answers = []struct {
 		"10-42-2-6.db.shop.svc.cluster.local. 5 IN A 10.42.2.6", "db-0.db.shop.svc.cluster.local. 5 IN A 10.42.0.5",
 	}},
 	{"seed.shop.svc.cluster.local. A", "NOERROR", []string{"seed.shop.svc.cluster.local. 5 IN A 10.42.0.7"}, nil},
-	{"empty.shop.svc.cluster.local. A", "NOERROR", nil, nil},
+	{"empty.shop.svc.cluster.local. A", "NXDOMAIN", nil, nil},
 
 	{"alias.shop.svc.cluster.local. A", "NOERROR", []string{
 		"alias.shop.svc.cluster.local. 5 IN CNAME web.shop.svc.cluster.local.", "web.shop.svc.cluster.local. 5 IN A 10.43.0.20"}, nil},
@@ -99,7 +99,7 @@ func TestAnswers(t *testing.T) {
 	s := testServer(t, testConfig(t))
 	for _, tt := range answers {
 		t.Run(tt.question, func(t *testing.T) {
-			resp := s.handle(t.Context(), question(tt.question))
+			resp := s.handle(t.Context(), inside(), question(tt.question))
 			if got := dns.RcodeToString[resp.Rcode]; got != tt.rcode {
 				t.Errorf("rcode %s, want %s", got, tt.rcode)
 			}
@@ -118,7 +118,7 @@ func TestAnswers(t *testing.T) {
 }
 
 func TestReverseOfUnknownAddressInside(t *testing.T) {
-	resp := testServer(t, testConfig(t)).handle(t.Context(), question("77.0.42.10.in-addr.arpa. PTR"))
+	resp := testServer(t, testConfig(t)).handle(t.Context(), inside(), question("77.0.42.10.in-addr.arpa. PTR"))
 	if resp.Rcode != dns.RcodeNameError || len(resp.Ns) != 1 {
 		t.Errorf("got %v", resp)
 	}
@@ -130,7 +130,7 @@ func TestNotSyncedIsNoAnswer(t *testing.T) {
 	k.synced = append(k.synced, func() bool { return false })
 	cfg.Source = k
 	for _, q := range []string{"web.shop.svc.cluster.local. A", "nobody.shop.svc.cluster.local. A", "20.0.43.10.in-addr.arpa. PTR"} {
-		if resp := testServer(t, cfg).handle(t.Context(), question(q)); resp.Rcode != dns.RcodeServerFailure {
+		if resp := testServer(t, cfg).handle(t.Context(), inside(), question(q)); resp.Rcode != dns.RcodeServerFailure {
 			t.Errorf("%s: %s", q, dns.RcodeToString[resp.Rcode])
 		}
 	}
@@ -139,7 +139,7 @@ func TestNotSyncedIsNoAnswer(t *testing.T) {
 func TestPanicIsAnsweredWithServfail(t *testing.T) {
 	cfg := testConfig(t)
 	cfg.Peers = func(string) []netip.Addr { panic("boom") }
-	resp := testServer(t, cfg).handle(t.Context(), question("north.peer.cluster.local. A"))
+	resp := testServer(t, cfg).handle(t.Context(), inside(), question("north.peer.cluster.local. A"))
 	if resp.Rcode != dns.RcodeServerFailure || len(resp.Question) != 1 {
 		t.Errorf("got %v", resp)
 	}
@@ -163,7 +163,7 @@ func TestOddMessages(t *testing.T) {
 		"transfer":      {q(func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeAXFR }), dns.RcodeRefused},
 		"edns 1":        {q(func(m *dns.Msg) { m.SetEdns0(1232, false); m.IsEdns0().SetVersion(1) }), dns.RcodeBadVers},
 	} {
-		if resp := testServer(t, testConfig(t)).handle(t.Context(), tt.msg); resp.Rcode != tt.want {
+		if resp := testServer(t, testConfig(t)).handle(t.Context(), inside(), tt.msg); resp.Rcode != tt.want {
 			t.Errorf("%s: %s, want %s", name, dns.RcodeToString[resp.Rcode], dns.RcodeToString[tt.want])
 		}
 	}
@@ -216,28 +216,45 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// FuzzHandle feeds packets as they come from the wire, from a pod and from the LAN. What the LAN
+// hears of the cluster is REFUSED, and who has not said that more fits gets no more than 512 bytes.
 func FuzzHandle(f *testing.F) {
 	for _, tt := range answers {
 		b, err := question(tt.question).Pack()
 		must(f, err)
 		f.Add(b)
 	}
-	s := testServer(f, testConfig(f))
+	for _, odd := range []string{"", "\x00", "\x00\x01\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff", "\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\xc0\x0c\x00\x01\x00\x01"} {
+		f.Add([]byte(odd)) // nothing, less than a header, counts that lie, a name that points at itself
+	}
+	s := testServer(f, lanConfig(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		req := new(dns.Msg)
 		if req.Unpack(b) != nil {
 			return
 		}
-		resp := fit(s.handle(t.Context(), req), req, "udp")
-		if resp.Id != req.Id {
-			t.Errorf("id %d, want %d", resp.Id, req.Id)
-		}
-		packed, err := resp.Pack()
-		if err != nil {
-			t.Fatalf("pack: %v", err)
-		}
-		if len(packed) > maxUDP {
-			t.Errorf("%d bytes by udp", len(packed))
+		for _, client := range []string{"10.42.0.7", "192.168.1.50"} {
+			resp := s.respond(t.Context(), netip.MustParseAddr(client), "udp", req.Copy())
+			if resp == nil {
+				continue
+			}
+			if resp.Id != req.Id {
+				t.Errorf("id %d, want %d", resp.Id, req.Id)
+			}
+			packed, err := resp.Pack()
+			if err != nil {
+				t.Fatalf("pack: %v", err)
+			}
+			limit := dns.MinMsgSize
+			if req.IsEdns0() != nil {
+				limit = maxUDP
+			}
+			if len(packed) > limit {
+				t.Errorf("%d bytes by udp", len(packed))
+			}
+			if client == "192.168.1.50" && len(req.Question) == 1 && len(resp.Answer) > 0 && !dns.IsSubDomain("home.arpa.", dns.CanonicalName(req.Question[0].Name)) {
+				t.Errorf("the LAN hears %v", resp.Answer)
+			}
 		}
 	})
 }
@@ -249,7 +266,7 @@ func BenchmarkHandle(b *testing.B) {
 			req := question(q)
 			b.ReportAllocs()
 			for b.Loop() {
-				s.handle(b.Context(), req)
+				s.handle(b.Context(), inside(), req)
 			}
 		})
 	}

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/yaml"
@@ -77,12 +78,27 @@ metadata: {name: shop}
 
 func testKube(t testing.TB) *Kube {
 	t.Helper()
+	k := emptyKube(t)
+	load(t, k, manifests+lanManifests)
+	return k
+}
+
+func emptyKube(t testing.TB) *Kube {
+	t.Helper()
 	key := cache.MetaNamespaceKeyFunc
 	k := &Kube{
 		namespaces: cache.NewIndexer(key, cache.Indexers{}),
 		services:   cache.NewIndexer(key, serviceIndexers()),
 		slices:     cache.NewIndexer(key, sliceIndexers()),
+		ingresses:  cache.NewIndexer(key, ingressIndexers()),
 	}
+	must(t, k.services.AddIndexers(cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}))
+	return k
+}
+
+// load puts manifests into k.
+func load(t testing.TB, k *Kube, manifests string) {
+	t.Helper()
 	for _, doc := range strings.Split(manifests, "\n---\n") {
 		var head metav1.TypeMeta
 		must(t, yaml.Unmarshal([]byte(doc), &head))
@@ -93,11 +109,12 @@ func testKube(t testing.TB) *Kube {
 			addTo(t, k.services, doc, &corev1.Service{})
 		case "EndpointSlice":
 			addTo(t, k.slices, doc, &discoveryv1.EndpointSlice{})
+		case "Ingress":
+			addTo(t, k.ingresses, doc, &networkingv1.Ingress{})
 		default:
 			t.Fatalf("manifest of kind %q", head.Kind)
 		}
 	}
-	return k
 }
 
 func addTo(t testing.TB, indexer cache.Indexer, doc string, obj any) {

@@ -36,6 +36,14 @@ type Config struct {
 	Upstreams []string
 	// ResolvConf is used when Upstreams is nil; empty means /etc/resolv.conf.
 	ResolvConf string
+	// Forward gives domains that other servers answer: the longest domain that a name is
+	// in or below decides. The servers are written as in Upstreams.
+	Forward map[string][]string
+	// LAN is what machines that are neither pods nor this one may ask. The zero value
+	// refuses them everything.
+	LAN LAN
+	// Metrics count what is answered; nil means that nobody reads them.
+	Metrics *Metrics
 	// Logger is required.
 	Logger *slog.Logger
 }
@@ -57,6 +65,10 @@ func (c Config) withDefaults() Config {
 	if c.Peers == nil {
 		c.Peers = func(string) []netip.Addr { return nil }
 	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics()
+	}
+	c.LAN = c.LAN.withDefaults()
 	return c
 }
 
@@ -70,6 +82,18 @@ func (c Config) Validate() error {
 			return fmt.Errorf("dns: %q is not an address with a port, such as 10.43.0.10:53", a)
 		}
 	}
+	if c.Source == nil || c.Logger == nil {
+		return errors.New("dns: Source and Logger are required")
+	}
+	if c.LAN.Zone != "" && c.LAN.Peers == nil {
+		return errors.New("dns: LAN.Peers is required with LAN.Zone")
+	}
+	return c.ValidateNames()
+}
+
+// ValidateNames checks the part that a user writes: domains and other servers.
+func (c Config) ValidateNames() error {
+	c = c.withDefaults()
 	if _, ok := dns.IsDomainName(c.Domain); !ok || strings.HasPrefix(c.Domain, ".") {
 		return fmt.Errorf("dns: %q is not a domain name, such as cluster.local", c.Domain)
 	}
@@ -78,8 +102,38 @@ func (c Config) Validate() error {
 			return err
 		}
 	}
-	if c.Source == nil || c.Logger == nil {
-		return errors.New("dns: Source and Logger are required")
+	for domain, servers := range c.Forward {
+		if err := c.validForward(domain, servers); err != nil {
+			return err
+		}
+	}
+	return c.LAN.validate(c.Domain)
+}
+
+func (c Config) validForward(domain string, servers []string) error {
+	if err := validDomain(domain); err != nil {
+		return err
+	}
+	for _, own := range []string{c.Domain, c.LAN.Zone} {
+		if own != "" && dns.IsSubDomain(dns.CanonicalName(own), dns.CanonicalName(domain)) {
+			return fmt.Errorf("dns: %s is answered from the cluster, it cannot be forwarded", domain)
+		}
+	}
+	if len(servers) == 0 {
+		return fmt.Errorf("dns: no server to forward %s to", domain)
+	}
+	for _, u := range servers {
+		if _, err := parseUpstream(u); err != nil {
+			return fmt.Errorf("%w (of %s)", err, domain)
+		}
+	}
+	return nil
+}
+
+// validDomain refuses what is no domain name of one label or more.
+func validDomain(name string) error {
+	if _, ok := dns.IsDomainName(name); !ok || strings.Trim(name, ".") == "" || strings.HasPrefix(name, ".") || strings.ContainsAny(name, " /:*@") {
+		return fmt.Errorf("dns: %q is not a domain name, such as home.arpa", name)
 	}
 	return nil
 }

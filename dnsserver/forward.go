@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sync/singleflight"
 )
 
 const (
@@ -19,6 +20,8 @@ const (
 	askTimeout = 2 * time.Second
 	// forwardTimeout is for a question over all upstreams, so that the client hears "no" before it gives up.
 	forwardTimeout = 4 * time.Second
+	// renewTimeout is the same where an old answer is at hand (RFC 8767's client response timer).
+	renewTimeout = 1800 * time.Millisecond
 	// benchTime is how long an upstream that failed is asked last.
 	benchTime = 10 * time.Second
 	// resolvConfEvery is how often the file is looked at.
@@ -32,15 +35,19 @@ var (
 	errBusy       = errors.New("too many questions wait for the upstream name servers")
 )
 
-// forwarder asks the machine's resolvers what is not ours.
+// forwarder asks other servers what is not ours: those of the configuration for
+// their domains, for all else the machine's resolvers.
 type forwarder struct {
-	fixed  []netip.AddrPort // nil: those of file
-	file   string
-	self   []netip.AddrPort
-	logger *slog.Logger
-	cache  *answerCache
-	slots  chan struct{}
-	now    func() time.Time
+	fixed   []netip.AddrPort // nil: those of file
+	domains map[string][]netip.AddrPort
+	file    string
+	self    []netip.AddrPort
+	logger  *slog.Logger
+	metrics *Metrics
+	cache   *answerCache
+	slots   chan struct{}
+	asking  singleflight.Group // by cacheKey: a question is under way once
+	now     func() time.Time
 
 	mu      sync.Mutex
 	servers []netip.AddrPort
@@ -52,63 +59,120 @@ type forwarder struct {
 func newForwarder(cfg Config) (*forwarder, error) {
 	f := &forwarder{
 		file: cfg.ResolvConf, self: cfg.Addrs, logger: cfg.Logger, now: time.Now, cache: newCache(cacheSize, time.Now),
-		slots: make(chan struct{}, maxForwards), benched: map[netip.AddrPort]time.Time{},
+		slots: make(chan struct{}, maxForwards), benched: map[netip.AddrPort]time.Time{}, domains: map[string][]netip.AddrPort{},
+		metrics: cfg.Metrics,
+	}
+	for domain, servers := range cfg.Forward {
+		parsed, err := f.parse(servers)
+		if err != nil {
+			return nil, err
+		}
+		f.domains[dns.CanonicalName(domain)] = parsed
 	}
 	if cfg.Upstreams == nil {
 		return f, nil
 	}
-	f.fixed = []netip.AddrPort{}
-	for _, s := range cfg.Upstreams {
+	var err error
+	f.fixed, err = f.parse(cfg.Upstreams)
+	return f, err
+}
+
+// parse reads servers and leaves out ourselves; the result is not nil.
+func (f *forwarder) parse(servers []string) ([]netip.AddrPort, error) {
+	out := []netip.AddrPort{}
+	for _, s := range servers {
 		u, err := parseUpstream(s)
 		if err != nil {
 			return nil, err
 		}
 		if !slices.Contains(f.self, u) {
-			f.fixed = append(f.fixed, u)
+			out = append(out, u)
 		}
 	}
-	return f, nil
+	return out, nil
 }
 
 // ask answers req's one question from the cache or from the first upstream that
-// has an answer. The result is the caller's own.
+// has an answer; an answer that is too old is better than none (RFC 8767). The
+// result is the caller's own.
 func (f *forwarder) ask(ctx context.Context, req *dns.Msg) (*dns.Msg, error) {
 	q := req.Question[0]
 	key := cacheKey{name: dns.CanonicalName(q.Name), qtype: q.Qtype, cd: req.CheckingDisabled}
 	if opt := req.IsEdns0(); opt != nil {
 		key.do = opt.Do()
 	}
-	if msg := f.cache.get(key); msg != nil {
-		return msg, nil
+	old, fresh := f.cache.get(key)
+	if fresh {
+		f.metrics.forward.WithLabelValues("cached").Inc()
+		return old, nil
 	}
-	select {
-	case f.slots <- struct{}{}:
-		defer func() { <-f.slots }()
-	default:
-		return nil, errBusy
+	timeout := forwardTimeout
+	if old != nil {
+		timeout = renewTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	query := new(dns.Msg)
-	query.SetQuestion(key.name, q.Qtype)
-	query.CheckingDisabled = key.cd
-	query.SetEdns0(1232, key.do)
-	msg, err := f.askAll(ctx, query)
-	if err != nil {
-		return nil, err
+	msg, err := f.once(ctx, key)
+	if old != nil && (err != nil || poor(msg)) {
+		f.cache.failed(key)
+		f.metrics.forward.WithLabelValues("stale").Inc()
+		return old, nil
 	}
-	f.cache.put(key, msg)
-	return msg.Copy(), nil
+	result := "asked"
+	if err != nil {
+		result = "failed"
+	}
+	f.metrics.forward.WithLabelValues(result).Inc()
+	return msg, err
+}
+
+// once asks upstream, one time for all who wait for the same answer.
+func (f *forwarder) once(ctx context.Context, key cacheKey) (*dns.Msg, error) {
+	done := f.asking.DoChan(fmt.Sprint(key), func() (any, error) {
+		select {
+		case f.slots <- struct{}{}:
+			defer func() { <-f.slots }()
+		default:
+			return nil, errBusy
+		}
+		// It goes on for the others when the client that came first gives up.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forwardTimeout)
+		defer cancel()
+		query := new(dns.Msg)
+		query.SetQuestion(key.name, key.qtype)
+		query.CheckingDisabled = key.cd
+		query.SetEdns0(maxUDP, key.do)
+		msg, err := f.askAll(ctx, query)
+		if err != nil {
+			return nil, err
+		}
+		f.cache.put(key, msg)
+		return msg, nil
+	})
+	select {
+	case r := <-done:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*dns.Msg).Copy(), nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("no upstream answered: %w", ctx.Err())
+	}
+}
+
+// poor says that a server answered that it has no answer.
+func poor(msg *dns.Msg) bool {
+	return msg.Rcode == dns.RcodeServerFailure || msg.Rcode == dns.RcodeRefused
 }
 
 // askAll tries one upstream after the other. SERVFAIL and REFUSED of one are taken
 // only if no other has anything better.
 func (f *forwarder) askAll(ctx context.Context, query *dns.Msg) (*dns.Msg, error) {
-	servers := f.order()
+	servers := f.order(query.Question[0].Name)
 	if len(servers) == 0 {
 		return nil, errNoUpstream
 	}
-	var poor *dns.Msg
+	var worst *dns.Msg
 	var errs []error
 	for _, server := range servers {
 		msg, err := askOne(ctx, server.String(), query)
@@ -116,8 +180,8 @@ func (f *forwarder) askAll(ctx context.Context, query *dns.Msg) (*dns.Msg, error
 		case err != nil:
 			errs = append(errs, fmt.Errorf("ask %s: %w", server, err))
 			f.bench(server)
-		case msg.Rcode == dns.RcodeServerFailure || msg.Rcode == dns.RcodeRefused:
-			poor = msg
+		case poor(msg):
+			worst = msg
 		default:
 			return msg, nil
 		}
@@ -125,8 +189,8 @@ func (f *forwarder) askAll(ctx context.Context, query *dns.Msg) (*dns.Msg, error
 			break
 		}
 	}
-	if poor != nil {
-		return poor, nil
+	if worst != nil {
+		return worst, nil
 	}
 	return nil, errors.Join(errs...)
 }
@@ -154,19 +218,25 @@ func (f *forwarder) bench(server netip.AddrPort) {
 	f.benched[server] = f.now().Add(benchTime)
 }
 
-// order lists the upstreams, those that failed lately last.
-func (f *forwarder) order() []netip.AddrPort {
+// order lists the upstreams of a canonical name, those that failed lately last.
+func (f *forwarder) order(name string) []netip.AddrPort {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.fixed != nil {
-		f.servers = f.fixed
-	} else if now := f.now(); now.Sub(f.checked) >= resolvConfEvery || f.checked.IsZero() {
-		f.checked = now
-		f.reload()
-	}
 	now := f.now()
+	servers, special := f.special(name)
+	switch {
+	case special:
+	case f.fixed != nil:
+		servers = f.fixed
+	default:
+		if now.Sub(f.checked) >= resolvConfEvery || f.checked.IsZero() {
+			f.checked = now
+			f.reload()
+		}
+		servers = f.servers
+	}
 	var good, bad []netip.AddrPort
-	for _, s := range f.servers {
+	for _, s := range servers {
 		if now.Before(f.benched[s]) {
 			bad = append(bad, s)
 		} else {
@@ -174,6 +244,16 @@ func (f *forwarder) order() []netip.AddrPort {
 		}
 	}
 	return append(good, bad...)
+}
+
+// special finds the servers of the longest configured domain that name is in.
+func (f *forwarder) special(name string) ([]netip.AddrPort, bool) {
+	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
+		if servers, ok := f.domains[name[off:]]; ok {
+			return servers, true
+		}
+	}
+	return nil, false
 }
 
 // reload reads the resolver file if it has changed: DHCP rewrites it. f.mu is held.

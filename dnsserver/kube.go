@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 )
@@ -14,12 +15,13 @@ import (
 const (
 	byService = "rookery-dns/service"
 	byIP      = "rookery-dns/ip"
+	byHost    = "rookery-dns/host"
 )
 
 // Kube is the [Source] over a process's shared informers.
 type Kube struct {
-	namespaces, services, slices cache.Indexer
-	synced                       []cache.InformerSynced
+	namespaces, services, slices, ingresses cache.Indexer
+	synced                                  []cache.InformerSynced
 }
 
 // NewKube asks the factory for the informers it needs and gives them the
@@ -29,18 +31,23 @@ func NewKube(factory informers.SharedInformerFactory) (*Kube, error) {
 	namespaces := factory.Core().V1().Namespaces().Informer()
 	services := factory.Core().V1().Services().Informer()
 	slices := factory.Discovery().V1().EndpointSlices().Informer()
+	ingresses := factory.Networking().V1().Ingresses().Informer()
 	if err := services.AddIndexers(serviceIndexers()); err != nil {
 		return nil, fmt.Errorf("index services: %w", err)
 	}
 	if err := slices.AddIndexers(sliceIndexers()); err != nil {
 		return nil, fmt.Errorf("index endpoint slices: %w", err)
 	}
+	if err := ingresses.AddIndexers(ingressIndexers()); err != nil {
+		return nil, fmt.Errorf("index ingresses: %w", err)
+	}
 	return &Kube{
-		namespaces: namespaces.GetIndexer(), services: services.GetIndexer(), slices: slices.GetIndexer(),
-		synced: []cache.InformerSynced{namespaces.HasSynced, services.HasSynced, slices.HasSynced},
+		namespaces: namespaces.GetIndexer(), services: services.GetIndexer(), slices: slices.GetIndexer(), ingresses: ingresses.GetIndexer(),
+		synced: []cache.InformerSynced{namespaces.HasSynced, services.HasSynced, slices.HasSynced, ingresses.HasSynced},
 	}, nil
 }
 
+// serviceIndexers are beside the index by namespace that the factory makes.
 func serviceIndexers() cache.Indexers {
 	return cache.Indexers{byIP: func(obj any) ([]string, error) {
 		svc, ok := obj.(*corev1.Service)
@@ -72,6 +79,16 @@ func sliceIndexers() cache.Indexers {
 			return ips, nil
 		},
 	}
+}
+
+func ingressIndexers() cache.Indexers {
+	return cache.Indexers{byHost: func(obj any) ([]string, error) {
+		ing, ok := obj.(*networkingv1.Ingress)
+		if !ok {
+			return nil, nil
+		}
+		return ingressHosts(ing), nil
+	}}
 }
 
 // canonicalIPs leaves out what is no address, such as the ClusterIP "None".
@@ -123,6 +140,16 @@ func (k *Kube) ServiceByIP(ip netip.Addr) *corev1.Service {
 func (k *Kube) SlicesByIP(ip netip.Addr) []*discoveryv1.EndpointSlice {
 	return lookup[*discoveryv1.EndpointSlice](k.slices, byIP, ip.Unmap().String())
 }
+
+func (k *Kube) Services(namespace string) []*corev1.Service {
+	return lookup[*corev1.Service](k.services, cache.NamespaceIndex, namespace)
+}
+
+func (k *Kube) Ingresses(host string) []*networkingv1.Ingress {
+	return lookup[*networkingv1.Ingress](k.ingresses, byHost, host)
+}
+
+func (k *Kube) IngressBelow(name string) bool { return len(k.Ingresses("."+name)) > 0 }
 
 // lookup returns nothing on an error: the only one that ByIndex has is an
 // index that does not exist, and NewKube has made both.

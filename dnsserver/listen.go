@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,13 +19,15 @@ const (
 	rebindEvery = time.Second
 	// tcpIdle is how long an idle tcp client may keep its connection (RFC 7766 asks for seconds).
 	tcpIdle = 5 * time.Second
+	// maxConns bounds the tcp clients of one address.
+	maxConns = 256
 	// drain is how long answers under way may take when the server stops.
 	drain = time.Second
 )
 
-// serve binds one address and answers on it until ctx ends.
-func (s *Server) serve(ctx context.Context, network string, addr netip.AddrPort) error {
-	srv, err := s.bind(ctx, network, addr)
+// serve binds one address and answers on it until ctx ends. what says who suffers meanwhile.
+func (s *Server) serve(ctx context.Context, network string, addr netip.AddrPort, what string) error {
+	srv, err := s.bind(ctx, network, addr, what)
 	if err != nil || srv == nil {
 		return err
 	}
@@ -32,7 +35,10 @@ func (s *Server) serve(ctx context.Context, network string, addr netip.AddrPort)
 	qctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	srv.Handler = dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) {
-		resp := fit(s.handle(qctx, req), req, network)
+		resp := s.respond(qctx, clientOf(w.RemoteAddr()), network, req)
+		if resp == nil {
+			return
+		}
 		if err := w.WriteMsg(resp); err != nil {
 			s.logger.Debug("cannot send dns answer", "to", w.RemoteAddr(), "error", err)
 		}
@@ -60,9 +66,48 @@ func (s *Server) serve(ctx context.Context, network string, addr netip.AddrPort)
 	return <-done
 }
 
+// respond makes the answer to send, nil for none.
+func (s *Server) respond(ctx context.Context, client netip.Addr, network string, req *dns.Msg) *dns.Msg {
+	who := s.clients.of(client)
+	if network == "udp" && who.limited {
+		switch s.limit.take(client) {
+		case drop:
+			s.metrics.limited.WithLabelValues("dropped").Inc()
+			return nil
+		case truncate:
+			s.metrics.limited.WithLabelValues("truncated").Inc()
+			return askByTCP(req)
+		}
+	}
+	// What everything there is about a name amounts to is not for who may be somebody else (RFC 8482).
+	if network == "udp" && len(req.Question) == 1 && req.Question[0].Qtype == dns.TypeANY {
+		return askByTCP(req)
+	}
+	resp := s.handle(ctx, who, req)
+	s.metrics.count(who, resp)
+	return fit(resp, req, network)
+}
+
+// askByTCP is no answer but the advice to ask again.
+func askByTCP(req *dns.Msg) *dns.Msg {
+	resp := new(dns.Msg)
+	resp.SetReply(req)
+	resp.Truncated = true
+	return edns(resp, req.IsEdns0())
+}
+
+// clientOf is the address of who asks, invalid if that cannot be read.
+func clientOf(addr net.Addr) netip.Addr {
+	ap, err := netip.ParseAddrPort(addr.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr()
+}
+
 // bind opens the socket, again and again while the address is taken by somebody
 // else. It returns nil, nil when ctx ended first.
-func (s *Server) bind(ctx context.Context, network string, addr netip.AddrPort) (*dns.Server, error) {
+func (s *Server) bind(ctx context.Context, network string, addr netip.AddrPort, what string) (*dns.Server, error) {
 	lc := net.ListenConfig{Control: freebind(addr.Addr().Is6())}
 	for told := false; ; {
 		srv := &dns.Server{Net: network, UDPSize: dns.MaxMsgSize, IdleTimeout: func() time.Duration { return tcpIdle }}
@@ -70,7 +115,10 @@ func (s *Server) bind(ctx context.Context, network string, addr netip.AddrPort) 
 		if network == "udp" {
 			srv.PacketConn, err = lc.ListenPacket(ctx, network, addr.String())
 		} else {
-			srv.Listener, err = lc.Listen(ctx, network, addr.String())
+			var l net.Listener
+			if l, err = lc.Listen(ctx, network, addr.String()); err == nil {
+				srv.Listener = netutil.LimitListener(l, maxConns)
+			}
 		}
 		switch {
 		case err == nil:
@@ -79,7 +127,7 @@ func (s *Server) bind(ctx context.Context, network string, addr netip.AddrPort) 
 			return nil, nil
 		case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EADDRNOTAVAIL):
 			if !told {
-				s.logger.Error("dns address is taken, trying again; pods cannot resolve names until it is free",
+				s.logger.Error("dns address is taken, trying again: "+what,
 					"address", addr, "network", network, "error", err, "cure", cure(err, addr))
 				told = true
 			}

@@ -6,6 +6,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/miekg/dns"
 	"golang.org/x/sync/errgroup"
@@ -20,10 +23,15 @@ const maxChase = 8
 
 // Server is the DNS server of one peer. Make it with [New].
 type Server struct {
-	addrs   []netip.AddrPort
-	zone    zone
-	forward *forwarder
-	logger  *slog.Logger
+	addrs     []netip.AddrPort
+	zone      zone
+	lan       lanZone
+	clients   clients
+	forward   *forwarder
+	limit     *limiter
+	lookAgain time.Duration // how often the LAN's addresses are asked for
+	metrics   *Metrics
+	logger    *slog.Logger
 }
 
 // New checks the configuration and makes a server that does nothing until [Server.Run].
@@ -40,7 +48,10 @@ func New(cfg Config) (*Server, error) {
 	for _, a := range cfg.Addrs {
 		z.self = append(z.self, a.Addr().Unmap())
 	}
-	return &Server{addrs: cfg.Addrs, zone: z, forward: forward, logger: cfg.Logger}, nil
+	return &Server{
+		addrs: slices.Clone(cfg.Addrs), zone: z, lan: lanZone{LAN: cfg.LAN, source: cfg.Source}, clients: clients{networks: cfg.Networks, lan: cfg.LAN},
+		forward: forward, lookAgain: ownEvery, limit: newLimiter(cfg.LAN.Rate), metrics: cfg.Metrics, logger: cfg.Logger,
+	}, nil
 }
 
 // Run serves until ctx ends and returns nil then, when all it started is gone. An
@@ -49,20 +60,64 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, addr := range s.addrs {
-		for _, network := range []string{"udp", "tcp"} {
-			g.Go(func() error {
-				if err := s.serve(ctx, network, addr); err != nil {
-					return fmt.Errorf("serve dns on %s/%s: %w", addr, network, err)
-				}
-				return nil
-			})
-		}
+		g.Go(func() error { return s.serveBoth(ctx, addr, "pods cannot resolve names until it is free") })
+	}
+	if s.lan.Listen != nil {
+		g.Go(func() error { return s.serveLAN(ctx) })
 	}
 	return g.Wait()
 }
 
-// handle answers one message. It always returns one, whatever happens in it.
-func (s *Server) handle(ctx context.Context, req *dns.Msg) (resp *dns.Msg) {
+// serveBoth serves one address by udp and tcp. what says who suffers while it is taken.
+func (s *Server) serveBoth(ctx context.Context, addr netip.AddrPort, what string) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, network := range []string{"udp", "tcp"} {
+		g.Go(func() error {
+			if err := s.serve(ctx, network, addr, what); err != nil {
+				return fmt.Errorf("serve dns on %s/%s: %w", addr, network, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// serveLAN follows the addresses for the LAN until ctx ends. That one of them cannot be
+// served is logged and tried again: pods do not depend on it.
+func (s *Server) serveLAN(ctx context.Context) error {
+	for ctx.Err() == nil {
+		addrs := s.lan.Listen()
+		round, end := context.WithCancel(ctx)
+		var g errgroup.Group
+		for _, addr := range addrs {
+			g.Go(func() error {
+				if err := s.serveBoth(round, addr, "the LAN cannot resolve names until it is free"); err != nil {
+					s.logger.Error("dns for the LAN is not served", "address", addr, "error", err)
+				}
+				return nil
+			})
+		}
+		for tick := time.NewTicker(s.lookAgain); ; {
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
+				if slices.Equal(addrs, s.lan.Listen()) {
+					continue
+				}
+			}
+			tick.Stop()
+			break
+		}
+		end()
+		if err := g.Wait(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// handle answers one message as far as who may ask. It always returns one, whatever happens in it.
+func (s *Server) handle(ctx context.Context, who view, req *dns.Msg) (resp *dns.Msg) {
 	resp = new(dns.Msg)
 	defer func() {
 		if p := recover(); p != nil {
@@ -86,28 +141,44 @@ func (s *Server) handle(ctx context.Context, req *dns.Msg) (resp *dns.Msg) {
 	case q.Qclass != dns.ClassINET, q.Qtype == dns.TypeAXFR, q.Qtype == dns.TypeIXFR:
 		resp = failure(req, dns.RcodeRefused)
 	default:
-		resp = s.answer(ctx, req)
+		resp = s.answer(ctx, who, req)
 	}
 	return edns(resp, req.IsEdns0())
 }
 
-// answer answers an ordinary question from the zone or from upstream.
-func (s *Server) answer(ctx context.Context, req *dns.Msg) *dns.Msg {
-	q := req.Question[0]
-	r, ours := s.zone.lookup(q)
+// answer answers an ordinary question from a zone or from upstream.
+func (s *Server) answer(ctx context.Context, who view, req *dns.Msg) *dns.Msg {
+	r, ours := s.local(who, req.Question[0])
 	if !ours {
-		return s.relay(ctx, req)
+		return s.relay(ctx, who, req)
 	}
 	resp := new(dns.Msg)
 	resp.SetReply(req)
-	resp.Authoritative, resp.RecursionAvailable = true, true
+	resp.Authoritative, resp.RecursionAvailable = r.rcode != dns.RcodeRefused, who.forward
 	resp.Rcode, resp.Answer, resp.Ns, resp.Extra = r.rcode, r.answer, r.authority, r.extra
-	s.chase(ctx, req, resp, r.chase)
+	s.chase(ctx, who, req, resp, r.chase)
 	return resp
 }
 
-// chase adds what the CNAME at the end of resp leads to.
-func (s *Server) chase(ctx context.Context, req, resp *dns.Msg, target string) {
+// local answers from the zones; ours is false when q is in none of them.
+func (s *Server) local(who view, q dns.Question) (r reply, ours bool) {
+	zones := []struct {
+		allowed bool
+		lookup  func(dns.Question) (reply, bool)
+	}{{who.lan, s.lan.lookup}, {who.cluster, s.zone.lookup}}
+	for _, z := range zones {
+		if r, ours := z.lookup(q); ours {
+			if !z.allowed {
+				r = reply{rcode: dns.RcodeRefused}
+			}
+			return r, true
+		}
+	}
+	return reply{}, false
+}
+
+// chase adds what the CNAME at the end of resp leads to, as far as who may know.
+func (s *Server) chase(ctx context.Context, who view, req, resp *dns.Msg, target string) {
 	for hops := 0; target != ""; hops++ {
 		if hops == maxChase {
 			resp.Rcode = dns.RcodeServerFailure
@@ -115,9 +186,12 @@ func (s *Server) chase(ctx context.Context, req, resp *dns.Msg, target string) {
 		}
 		next := req.Copy()
 		next.Question[0].Name = target
-		r, ours := s.zone.lookup(next.Question[0])
-		if !ours {
-			got := s.relay(ctx, next)
+		r, ours := s.local(who, next.Question[0])
+		switch {
+		case !ours && !who.forward, ours && r.rcode == dns.RcodeRefused:
+			return
+		case !ours:
+			got := s.relay(ctx, who, next)
 			resp.Rcode, resp.Ns = got.Rcode, got.Ns
 			resp.Answer = append(resp.Answer, got.Answer...)
 			return
@@ -129,9 +203,11 @@ func (s *Server) chase(ctx context.Context, req, resp *dns.Msg, target string) {
 }
 
 // relay asks upstream. Nothing upstream can be asked: SERVFAIL.
-func (s *Server) relay(ctx context.Context, req *dns.Msg) *dns.Msg {
-	if !req.RecursionDesired {
-		return failure(req, dns.RcodeRefused)
+func (s *Server) relay(ctx context.Context, who view, req *dns.Msg) *dns.Msg {
+	if !req.RecursionDesired || !who.forward {
+		resp := failure(req, dns.RcodeRefused)
+		resp.RecursionAvailable = who.forward
+		return resp
 	}
 	got, err := s.forward.ask(ctx, req)
 	if err != nil {
@@ -143,6 +219,12 @@ func (s *Server) relay(ctx context.Context, req *dns.Msg) *dns.Msg {
 	resp.RecursionAvailable = true
 	resp.AuthenticatedData, resp.Rcode = got.AuthenticatedData, got.Rcode
 	resp.Answer, resp.Ns = got.Answer, got.Ns
+	for _, rr := range resp.Answer {
+		// The client's own spelling, which it may check (draft-vixie-dnsext-dns0x20).
+		if h := rr.Header(); strings.EqualFold(h.Name, req.Question[0].Name) {
+			h.Name = req.Question[0].Name
+		}
+	}
 	for _, rr := range got.Extra {
 		if rr.Header().Rrtype != dns.TypeOPT {
 			resp.Extra = append(resp.Extra, rr)

@@ -41,6 +41,9 @@ func (z *zone) service(q dns.Question, req request) (r reply, exists bool) {
 		for _, ep := range z.endpoints(svc, nil) {
 			ips = append(ips, ep.ip)
 		}
+		if len(ips) == 0 {
+			return r, false // as the specification says in 2.4.1
+		}
 	}
 	r.answer = addresses(q.Name, q.Qtype, unique(ips))
 	if q.Qtype == dns.TypeSRV {

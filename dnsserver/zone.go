@@ -51,9 +51,9 @@ func (z *zone) lookup(q dns.Question) (r reply, ours bool) {
 	r, exists := z.forward(q, req)
 	switch {
 	case !exists:
-		r = reply{rcode: dns.RcodeNameError, authority: []dns.RR{z.soa(z.domain)}}
+		r = reply{rcode: dns.RcodeNameError, authority: []dns.RR{soa(z.domain, z.domain)}}
 	case len(r.answer) == 0 && r.rcode == dns.RcodeSuccess:
-		r.authority = []dns.RR{z.soa(z.domain)}
+		r.authority = []dns.RR{soa(z.domain, z.domain)}
 	}
 	return r, true
 }
@@ -62,14 +62,7 @@ func (z *zone) lookup(q dns.Question) (r reply, ours bool) {
 func (z *zone) forward(q dns.Question, req request) (r reply, exists bool) {
 	switch req.kind {
 	case kindApex:
-		switch q.Qtype {
-		case dns.TypeSOA:
-			r.answer = []dns.RR{z.soa(q.Name)}
-		case dns.TypeNS:
-			r.answer = []dns.RR{&dns.NS{Hdr: header(q.Name, dns.TypeNS), Ns: z.nsName()}}
-			r.extra = addresses(z.nsName(), 0, z.self)
-		}
-		return r, true
+		return apex(q, z.domain, z.self), true
 	case kindBranch:
 		return r, true
 	case kindNS:
@@ -113,9 +106,9 @@ func (z *zone) reverse(q dns.Question, ip netip.Addr) (reply, bool) {
 	_, parent, _ := strings.Cut(dns.CanonicalName(q.Name), ".")
 	switch {
 	case len(names) == 0:
-		return reply{rcode: dns.RcodeNameError, authority: []dns.RR{z.soa(parent)}}, true
+		return reply{rcode: dns.RcodeNameError, authority: []dns.RR{soa(parent, z.domain)}}, true
 	case q.Qtype != dns.TypePTR && q.Qtype != dns.TypeANY:
-		return reply{authority: []dns.RR{z.soa(parent)}}, true
+		return reply{authority: []dns.RR{soa(parent, z.domain)}}, true
 	}
 	var r reply
 	for _, name := range names {
@@ -124,13 +117,23 @@ func (z *zone) reverse(q dns.Question, ip netip.Addr) (reply, bool) {
 	return r, true
 }
 
-func (z *zone) nsName() string { return "ns.dns." + z.domain }
+// apex answers what is asked about a zone itself.
+func apex(q dns.Question, zone string, self []netip.Addr) (r reply) {
+	switch q.Qtype {
+	case dns.TypeSOA:
+		r.answer = []dns.RR{soa(q.Name, zone)}
+	case dns.TypeNS:
+		r.answer = []dns.RR{&dns.NS{Hdr: header(q.Name, dns.TypeNS), Ns: "ns.dns." + zone}}
+		r.extra = addresses("ns.dns."+zone, 0, self)
+	}
+	return r
+}
 
 // soa is the start of authority, which tells resolvers how long "no" holds.
 // There are no zone transfers, so the serial never changes.
-func (z *zone) soa(owner string) dns.RR {
+func soa(owner, zone string) dns.RR {
 	return &dns.SOA{
-		Hdr: header(owner, dns.TypeSOA), Ns: z.nsName(), Mbox: "hostmaster." + z.domain,
+		Hdr: header(owner, dns.TypeSOA), Ns: "ns.dns." + zone, Mbox: "hostmaster." + zone,
 		Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: ttl,
 	}
 }

@@ -1,0 +1,148 @@
+package dnsserver
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// answering is an upstream that gives every A question this address, and counts.
+func answering(t *testing.T, ip string, asked *atomic.Int32) string {
+	return upstream(t, func(w dns.ResponseWriter, req *dns.Msg) {
+		asked.Add(1)
+		resp := new(dns.Msg).SetReply(req)
+		rr, _ := dns.NewRR(req.Question[0].Name + " 60 IN A " + ip)
+		resp.Answer = []dns.RR{rr}
+		_ = w.WriteMsg(resp)
+	})
+}
+
+func TestConditionalForwarding(t *testing.T) {
+	var n atomic.Int32
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{answering(t, "192.0.2.1", &n)}
+	cfg.Forward = map[string][]string{
+		"corp.example":         {freeAddr(t).String(), answering(t, "192.0.2.2", &n)}, // the first is down
+		"dmz.Corp.example":     {answering(t, "192.0.2.3", &n)},
+		"168.192.in-addr.arpa": {answering(t, "192.0.2.4", &n)},
+	}
+	s := testServer(t, cfg)
+	for name, want := range map[string]string{
+		"example.com.": "192.0.2.1", "xcorp.example.": "192.0.2.1", "corp.example.": "192.0.2.2", "a.b.corp.example.": "192.0.2.2",
+		"a.dmz.corp.example.": "192.0.2.3", "A.DMZ.corp.example.": "192.0.2.3", "7.1.168.192.in-addr.arpa.": "192.0.2.4",
+	} {
+		resp := s.handle(t.Context(), inside(), question(name+" A"))
+		equal(t, name, text(resp.Answer), []string{name + " 60 IN A " + want})
+	}
+}
+
+// An answer that is over its TTL is better than none, whether nobody answers or only says SERVFAIL.
+func TestServeStale(t *testing.T) {
+	var broken atomic.Bool
+	var n atomic.Int32
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{upstream(t, func(w dns.ResponseWriter, req *dns.Msg) {
+		n.Add(1)
+		resp := new(dns.Msg).SetReply(req)
+		if broken.Load() {
+			resp.Rcode = dns.RcodeServerFailure
+		} else {
+			rr, _ := dns.NewRR("example.com. 60 IN A 192.0.2.80")
+			resp.Answer = []dns.RR{rr}
+		}
+		_ = w.WriteMsg(resp)
+	})}
+	s := testServer(t, cfg)
+	now := time.Unix(1000, 0)
+	s.forward.cache.now = func() time.Time { return now }
+	ask := func(want string, asked int32) {
+		t.Helper()
+		resp := s.handle(t.Context(), inside(), question("example.com. A"))
+		equal(t, "answer", text(resp.Answer), []string{"example.com. " + want + " IN A 192.0.2.80"})
+		if got := n.Load(); got != asked {
+			t.Errorf("asked %d times, want %d", got, asked)
+		}
+	}
+	ask("60", 1)
+	broken.Store(true)
+	now = now.Add(2 * time.Minute)
+	ask("30", 2)
+	ask("30", 2) // left alone for a while
+	now = now.Add(staleRetry)
+	ask("30", 3)
+	broken.Store(false)
+	now = now.Add(staleRetry)
+	ask("60", 4)
+}
+
+// A hundred clients that ask the same at once are one question upstream.
+func TestOneQuestionForAll(t *testing.T) {
+	var n atomic.Int32
+	release := make(chan struct{})
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{upstream(t, func(w dns.ResponseWriter, req *dns.Msg) {
+		n.Add(1)
+		<-release
+		resp := new(dns.Msg).SetReply(req)
+		rr, _ := dns.NewRR("example.com. 60 IN A 192.0.2.80")
+		resp.Answer = []dns.RR{rr}
+		_ = w.WriteMsg(resp)
+	})}
+	s := testServer(t, cfg)
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	for i := range 100 {
+		wg.Go(func() {
+			if i == 0 { // the one that came first leaves early
+				s.handle(ctx, inside(), question("example.com. A"))
+				return
+			}
+			poll(t, func() bool { return n.Load() > 0 })
+			if resp := s.handle(t.Context(), inside(), question("example.com. A")); len(resp.Answer) != 1 {
+				t.Errorf("got %v", resp)
+			}
+		})
+	}
+	poll(t, func() bool { return n.Load() == 1 })
+	cancel()
+	close(release)
+	wg.Wait()
+	if got := n.Load(); got != 1 {
+		t.Errorf("asked %d times", got)
+	}
+}
+
+// The LAN's address may change while the server runs.
+func TestLANAddressIsFollowed(t *testing.T) {
+	cfg := lanConfig(t)
+	cfg.Addrs = []netip.AddrPort{freeAddr(t)}
+	first, second := freeAddr(t), freeAddr(t)
+	var moved atomic.Bool
+	cfg.LAN.Listen = func() []netip.AddrPort {
+		if moved.Load() {
+			return []netip.AddrPort{second}
+		}
+		return []netip.AddrPort{first}
+	}
+	s := testServer(t, cfg)
+	s.lookAgain = 20 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	exchange(t, "udp", first, question("cam.yard.home.arpa. A"))
+	moved.Store(true)
+	exchange(t, "tcp", second, question("cam.yard.home.arpa. A"))
+	poll(t, func() bool {
+		_, _, err := (&dns.Client{Timeout: 100 * time.Millisecond}).Exchange(question("cam.yard.home.arpa. A"), first.String())
+		return err != nil
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("run: %v", err)
+	}
+}
