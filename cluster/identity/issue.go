@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
@@ -121,6 +122,48 @@ func (a *authority) signPeer(name string, pub crypto.PublicKey, s Settings, addr
 			"kubernetes.default.svc", "kubernetes.default.svc." + s.Domain},
 		IPAddresses: ips,
 	}, pub, peerLife)
+}
+
+// IssueServer makes a certificate with its key for a TLS server of the cluster, valid for
+// ttl. It is refused for names by which peers and the API are known: who has an Ingress is neither.
+func (id *Identity) IssueServer(names []string, addrs []netip.Addr, ttl time.Duration) (*tls.Certificate, error) {
+	tmpl := &x509.Certificate{Subject: pkix.Name{CommonName: "rookery"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	for _, name := range names {
+		if reservedName(name, id.settings.Domain) {
+			return nil, fmt.Errorf("%s is a name of the cluster itself, it gets no certificate as a server", name)
+		}
+		tmpl.DNSNames = append(tmpl.DNSNames, name)
+	}
+	for _, a := range addrs {
+		tmpl.IPAddresses = append(tmpl.IPAddresses, a.Unmap().WithZone("").AsSlice())
+	}
+	if len(names) > 0 && len(names[0]) <= 64 { // the longest that a common name may be
+		tmpl.Subject.CommonName = names[0]
+	}
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	der, err := id.ca.sign(tmpl, key.Public(), ttl)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("read back certificate: %w", err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der, id.ca.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// reservedName tells whether a peer's certificate or a client's check could have this name.
+func reservedName(name, domain string) bool {
+	name = strings.ToLower(strings.TrimPrefix(name, "*."))
+	for _, own := range []string{"localhost", "rookery", "kubernetes", "default", "svc", domain} {
+		if name == own || strings.HasSuffix(own, "."+name) {
+			return true
+		}
+	}
+	return strings.HasSuffix(name, PeerDNSName("")) || strings.HasPrefix(name, "kubernetes.default") || !strings.Contains(name, ".")
 }
 
 // IssueClient makes a key and a client certificate (PEM) for a user of the
