@@ -22,12 +22,13 @@ var rooms = map[string][]string{
 	"runtime":    {},            // a pod on this machine, for whoever wants one
 	"network":    {},            // packets; told of pods by pid, of Services by listers
 	"dnsserver":  {},            // names, from listers
+	"ingress":    {},            // requests, from listers
 	"apiserver":  {"raftstore"}, // every object is a key in the store
 	"node":       {"runtime"},   // talks to the API as any client, to containers through runtime
 	"scheduler":  {},            // talks to the API as any client
 	"controller": {},            // talks to the API as any client
 	"configs":    {},            // the sample is a user's program
-	"cmd":        {"raftstore", "cluster", "runtime", "network", "dnsserver", "apiserver", "node", "scheduler", "controller", "test"},
+	"cmd":        {"raftstore", "cluster", "runtime", "network", "dnsserver", "ingress", "apiserver", "node", "scheduler", "controller", "test"},
 	"test":       {"runtime"}, // the lab drives the real binary; bench measures the engine beside it
 }
 
