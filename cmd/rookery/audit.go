@@ -23,7 +23,7 @@ kind: Policy
 omitStages: [RequestReceived]
 rules:
 - {level: None, userGroups: ["system:nodes", "system:serviceaccounts:kube-system"]}
-- {level: None, users: ["system:apiserver", "system:kube-scheduler", "system:kube-controller-manager", "system:rookery-controller"]}
+- {level: None, users: ["system:apiserver", "system:kube-scheduler", "system:kube-controller-manager", "system:rookery-controller", "system:rookery-ingress"]}
 - {level: None, verbs: [get, list, watch]}
 - {level: None, nonResourceURLs: ["/*"]}
 - {level: None, resources: [{group: authorization.k8s.io}, {group: authentication.k8s.io}, {group: "", resources: [events]}, {group: events.k8s.io}]}

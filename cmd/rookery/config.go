@@ -49,7 +49,7 @@ type config struct {
 	NodePorts        string
 	Network          string
 	PodmanSocket     string
-	UpstreamDNS      []string
+	Names            namesConfig
 	Labels           map[string]string
 	UnsafeSysctls    []string
 	EvictAfter       time.Duration
@@ -59,6 +59,7 @@ type config struct {
 	AuditMaxSize     int
 	AuditMaxFiles    int
 	OIDC             oidcConfig
+	Ingress          ingressConfig
 	Images           imageConfig
 	Resources        resourcesConfig
 }
@@ -84,7 +85,7 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.NodePorts, "node-ports", "30000-32767", "ports of NodePort Services")
 	f.StringVar(&c.Network, "network", "wireguard", "pod network between peers: wireguard (encrypted), vxlan, or direct (all peers on one segment). For a new cluster; `rookery net use` changes it")
 	f.StringVar(&c.PodmanSocket, "podman-socket", "/run/podman/podman.sock", "where Podman's API listens")
-	f.StringSliceVar(&c.UpstreamDNS, "upstream-dns", nil, "DNS servers for names outside the cluster (default: those of /etc/resolv.conf)")
+	c.Names.flags(f)
 	f.StringToStringVar(&c.Labels, "labels", nil, "labels of this peer's Node, KEY=VALUE")
 	f.StringSliceVar(&c.UnsafeSysctls, "unsafe-sysctls", nil, "namespaced kernel settings that pods on this peer may have beside the safe ones; a name may end in *")
 	f.DurationVar(&c.EvictAfter, "evict-after", 5*time.Second, "how long pods stay on a peer that is gone, unless they say otherwise")
@@ -94,6 +95,7 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.IntVar(&c.AuditMaxSize, "audit-max-size", 10, "MB of the audit log before it is rotated")
 	f.IntVar(&c.AuditMaxFiles, "audit-max-files", 5, "rotated audit logs that are kept")
 	c.OIDC.flags(f)
+	c.Ingress.flags(f)
 	c.Images.flags(f)
 	c.Resources.flags(f)
 }
@@ -248,6 +250,12 @@ func (c *config) validate() error {
 	}
 	if err := spec.ValidSysctls(c.UnsafeSysctls); err != nil {
 		return fmt.Errorf("--unsafe-sysctls: %w", err)
+	}
+	if _, err := c.Names.server(c.ClusterDomain); err != nil {
+		return err
+	}
+	if _, err := c.Ingress.load(); err != nil {
+		return err
 	}
 	if _, err := c.level(); err != nil {
 		return err

@@ -25,7 +25,7 @@ func TestSourcesOfSettings(t *testing.T) {
 	}{
 		{name: "file", file: "name: kitchen\nport: 7443\nlabels: {disk: ssd}\nevict-after: 30s\nupstream-dns: [192.0.2.1, 192.0.2.2]",
 			want: func(c *config) bool {
-				return c.Name == "kitchen" && c.Port == 7443 && c.Labels["disk"] == "ssd" && c.EvictAfter.Seconds() == 30 && len(c.UpstreamDNS) == 2
+				return c.Name == "kitchen" && c.Port == 7443 && c.Labels["disk"] == "ssd" && c.EvictAfter.Seconds() == 30 && len(c.Names.Upstreams) == 2
 			}},
 		{name: "environment over file", env: "ROOKERY_NAME=attic", file: "name: kitchen", want: func(c *config) bool { return c.Name == "attic" }},
 		{name: "flag over environment", args: "--name=cellar", env: "ROOKERY_NAME=attic", want: func(c *config) bool { return c.Name == "cellar" }},
@@ -72,9 +72,26 @@ func TestValidateSaysWhatCannotWork(t *testing.T) {
 		"--data-dir=var":            "not an absolute path",
 		"--evict-after=-1s":         "negative",
 		"--name=":                   "--name",
+
+		"--lan-zone=lan.cluster.local":               "overlap",
+		"--lan-zone=home@arpa":                       "is not a domain name",
+		"--lan-dns=eth0":                             "is not an address of this machine",
+		"--lan-clients=192.168.1.1/33":               "is not a network",
+		"--lan-rate=-1":                              "negative",
+		"--dns-forward=corp.example":                 "is not DOMAIN=SERVER",
+		"--dns-forward=corp.example=dc1":             "is not an address",
+		"--dns-forward=svc.cluster.local=10.0.0.1":   "cannot be forwarded",
+		"--ingress-http=443":                         "are both",
+		"--ingress-acme=letsencrypt":                 "is not an https URL",
+		"--ingress-acme=https://x --ingress-http=81": "needs --ingress-http 80",
+		"--ingress-acme-ca-file=/nowhere":            "no such file",
+		"--ingress-max-body=big":                     "is not a size",
+		"--ingress-timeout=0s":                       "is not positive",
+		"--ingress-trusted-proxies=10.0.0.1":         "is not a network",
+		"--upstream-dns=router":                      "is not an address",
 	} {
 		c, f := settings()
-		if err := f.Parse([]string{args}); err != nil {
+		if err := f.Parse(strings.Fields(args)); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.validate(); err == nil || !strings.Contains(err.Error(), want) {

@@ -63,6 +63,8 @@ func (p *peer) lead(ctx context.Context) error {
 			},
 			"service addresses": func(ctx context.Context) error { p.api.NewRepair().Run(ctx); return nil },
 			"definitions":       p.api.RunDefinitions,
+			"ingress":           p.runIngressStatus,
+			"certificates":      p.runCertificates,
 			"extension servers": func(ctx context.Context) error {
 				term := controller.NewTerm(p.api.Informers(), p.api.StartInformers)
 				return errors.Join(p.api.WatchExtensions(ctx, term), term.Close())

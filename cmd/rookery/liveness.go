@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,13 @@ func (l *liveness) subscribe() <-chan struct{} {
 	ch := make(chan struct{}, 1)
 	l.wakeups = append(l.wakeups, ch)
 	return ch
+}
+
+// unsubscribe ends what subscribe began.
+func (l *liveness) unsubscribe(ch <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wakeups = slices.DeleteFunc(l.wakeups, func(have chan struct{}) bool { return have == ch })
 }
 
 func (l *liveness) run(ctx context.Context) error {

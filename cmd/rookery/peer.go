@@ -23,7 +23,6 @@ import (
 	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
 	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/cluster/identity"
-	"github.com/rundigitalplatform/rookery/dnsserver"
 	"github.com/rundigitalplatform/rookery/network"
 	"github.com/rundigitalplatform/rookery/network/policy"
 	"github.com/rundigitalplatform/rookery/network/services"
@@ -199,9 +198,13 @@ func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) er
 	if err != nil {
 		return err
 	}
+	proxy, err := p.ingress()
+	if err != nil {
+		return err
+	}
 	balancer := p.balancer()
 	start(g, ctx, map[string]func(context.Context) error{
-		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "policies": p.policies.Run, "dns": dns.Run, "agent": p.agent.Run, "logind": p.watchShutdown,
+		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "policies": p.policies.Run, "dns": dns.Run, "ingress": proxy.Run, "agent": p.agent.Run, "logind": p.watchShutdown,
 	})
 	for p.api.Ready() != nil {
 		select {
@@ -319,27 +322,6 @@ func (p *peer) zone() string {
 		return "" // not there yet
 	}
 	return node.Labels[corev1.LabelTopologyZone]
-}
-
-func (p *peer) dns() (*dnsserver.Server, error) {
-	settings := p.id.Settings()
-	source, err := dnsserver.NewKube(p.api.Informers())
-	if err != nil {
-		return nil, err
-	}
-	return dnsserver.New(dnsserver.Config{
-		Addrs: []netip.AddrPort{netip.AddrPortFrom(settings.DNS, 53)}, Domain: settings.Domain,
-		Networks: []netip.Prefix{settings.PodCIDR, settings.ServiceCIDR}, Source: source, Alive: p.live.alive,
-		Peers: p.addresses, Upstreams: p.cfg.UpstreamDNS, Logger: p.log.With("room", "dnsserver"),
-	})
-}
-
-// addresses is where a peer of that name is, for DNS.
-func (p *peer) addresses(name string) []netip.Addr {
-	if m, ok := p.members.Member(name); ok && m.Address.IsValid() {
-		return []netip.Addr{m.Address}
-	}
-	return nil
 }
 
 // agentOf tells the API how to reach the agent of a node. Upgraded connections

@@ -42,7 +42,7 @@ func run(m *testing.M) int {
 			fmt.Fprintln(os.Stderr, "end lab:", err)
 		}
 	}()
-	l, err := lab.Up(ctx, lab.Options{Dir: dir, Peers: 3, Bin: "../../bin"}, func(s string) { fmt.Println("lab:", s) })
+	l, err := lab.Up(ctx, lab.Options{Dir: dir, Peers: 3, Bin: "../../bin", Flags: []string{"--lan-zone", "home.arpa"}}, func(s string) { fmt.Println("lab:", s) })
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start lab:", err)
 		lab.TailLogs(os.Stderr, dir)
