@@ -137,10 +137,10 @@ func (r *registrar) kick() {
 	}
 }
 
-// shutdown makes the Node not ready for good.
-func (r *registrar) shutdown() {
+// setStopping makes the Node not ready until it is taken back.
+func (r *registrar) setStopping(stopping bool) {
 	r.mu.Lock()
-	r.stopping = true
+	r.stopping = stopping
 	r.mu.Unlock()
 	r.kick()
 }

@@ -15,8 +15,8 @@ const criticalPriority = 2000000000
 // Shutdown ends the pods of this peer because the machine is about to stop: first the
 // ordinary ones, then those of critical priority, each with its own grace but no more
 // than it is given here. The Node is not ready from then on, and pods that come are
-// refused. It returns when all have ended and the API knows, or ctx ends. A shutdown
-// cannot be taken back; the next daemon knows nothing of it.
+// refused. It returns when all have ended and the API knows, or ctx ends. Resume takes it
+// back; the next daemon knows nothing of it.
 func (a *Agent) Shutdown(ctx context.Context, ordinary, critical time.Duration) {
 	a.mu.Lock()
 	first := !a.stopping
@@ -26,7 +26,7 @@ func (a *Agent) Shutdown(ctx context.Context, ordinary, critical time.Duration) 
 		return
 	}
 	a.log.Info("the machine is about to stop: its pods are ended", "grace", ordinary, "critical", critical)
-	a.node.shutdown()
+	a.node.setStopping(true)
 	for _, group := range []struct {
 		critical bool
 		grace    time.Duration
@@ -45,6 +45,19 @@ func (a *Agent) Shutdown(ctx context.Context, ordinary, critical time.Duration) 
 			}
 		}
 		cancel()
+	}
+}
+
+// Resume is called when the machine stays up after all: the Node is ready again and pods
+// are taken. Those that were ended have failed, and stay so, as with kubelet.
+func (a *Agent) Resume() {
+	a.mu.Lock()
+	was := a.stopping
+	a.stopping = false
+	a.mu.Unlock()
+	if was {
+		a.log.Info("the machine does not stop: pods are taken again")
+		a.node.setStopping(false)
 	}
 }
 

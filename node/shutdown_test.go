@@ -54,5 +54,23 @@ func TestShutdown(t *testing.T) {
 		if strings.Contains(w.notes(), "start late") {
 			t.Error("a pod was started on a machine that stops")
 		}
+		w.agent.Resume() // it does not stop after all
+		w.settle()
+		if c := w.nodeReady(); c.Status != v1.ConditionTrue {
+			t.Errorf("node after the shutdown was called off: %+v", c)
+		}
+		pod("later", "")
+		w.sleep(time.Second)
+		if s := w.pod("later").Status; s.Phase != v1.PodRunning {
+			t.Errorf("later: %s %s", s.Phase, s.Reason)
+		}
+		if s := w.pod("web").Status; s.Phase != v1.PodFailed && s.Phase != v1.PodSucceeded {
+			t.Errorf("web, which was ended: %s", s.Phase)
+		}
+		go w.agent.Shutdown(context.Background(), 20*time.Second, 10*time.Second)
+		w.settle()
+		if c := w.nodeReady(); c.Status != v1.ConditionFalse {
+			t.Errorf("node at the next shutdown: %+v", c)
+		}
 	})
 }

@@ -19,7 +19,8 @@ func (p *peer) watchShutdown(ctx context.Context) error {
 			critical := within / 3 // as kubelet's documentation divides its example
 			p.agent.Shutdown(ctx, within-critical, critical)
 		},
-		Log: p.log,
+		CalledOff: p.agent.Resume,
+		Log:       p.log,
 	})
 	switch {
 	case errors.Is(err, logind.ErrNone):

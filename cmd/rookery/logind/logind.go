@@ -32,6 +32,8 @@ type Config struct {
 	// Stopping is called when the machine is about to stop, with a context that ends
 	// when logind will not wait any longer. The machine goes on stopping when it returns.
 	Stopping func(ctx context.Context, within time.Duration)
+	// CalledOff is called when it does not stop after all, as after `shutdown -c`.
+	CalledOff func()
 	Log      *slog.Logger
 }
 
@@ -80,7 +82,8 @@ func Run(ctx context.Context, cfg Config) error {
 				if err := lock.Close(); err != nil {
 					cfg.Log.Warn("let the machine stop", "error", err)
 				}
-			default: // called off; the lock was given up
+			default: // the lock was given up
+				cfg.CalledOff()
 				if lock, err = inhibit(ctx, conn); err != nil && ctx.Err() == nil {
 					return err
 				}

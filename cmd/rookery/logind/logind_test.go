@@ -96,11 +96,11 @@ func released(t *testing.T, lock *os.File) {
 func TestStopping(t *testing.T) {
 	connect := bus(t)
 	l, conn := startLogind(t, connect)
-	called, finish := make(chan time.Duration), make(chan struct{})
+	called, finish, calledOff := make(chan time.Duration), make(chan struct{}), make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- Run(ctx, Config{Connect: connect, Log: slog.New(slog.DiscardHandler), Stopping: func(ctx context.Context, within time.Duration) {
+		ended <- Run(ctx, Config{Connect: connect, Log: slog.New(slog.DiscardHandler), CalledOff: func() { close(calledOff) }, Stopping: func(ctx context.Context, within time.Duration) {
 			called <- within
 			<-finish
 		}})
@@ -124,6 +124,7 @@ func TestStopping(t *testing.T) {
 	if err := conn.Emit(path, manager+".PrepareForShutdown", false); err != nil { // called off
 		t.Fatal(err)
 	}
+	<-calledOff
 	again := <-l.locks
 	time.Sleep(100 * time.Millisecond) // it is on its way
 	cancel()
