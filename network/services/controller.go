@@ -8,6 +8,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/labels"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
@@ -47,7 +49,8 @@ type Config struct {
 // Controller keeps the rules equal to the Services.
 type Controller struct {
 	cfg   Config
-	dirty chan struct{}
+	dirty chan struct{} // something changed
+	more  chan struct{} // only endpoints came
 
 	// The rest belongs to Run.
 	last            table
@@ -61,7 +64,7 @@ func New(cfg Config) *Controller {
 	if cfg.Alive == nil {
 		cfg.Alive = func(string) bool { return true }
 	}
-	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1), health: healthPorts{log: cfg.Log, open: map[uint16]*healthPort{}}}
+	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1), more: make(chan struct{}, 1), health: healthPorts{log: cfg.Log, open: map[uint16]*healthPort{}}}
 }
 
 const (
@@ -69,6 +72,9 @@ const (
 	settle = 10 * time.Millisecond
 	// pace bounds how often rules are written while many things change.
 	pace = 50 * time.Millisecond
+	// paceMore is that while nothing but new endpoints comes, as when a Deployment grows:
+	// each writing takes processor time from the pods that start, and the others serve.
+	paceMore = 300 * time.Millisecond
 	// retryMin and retryMax bound the pause after rules could not be written.
 	retryMin, retryMax = 100 * time.Millisecond, 5 * time.Second
 )
@@ -76,12 +82,22 @@ const (
 // Run waits for the informers (which somebody else starts) and keeps the rules until
 // ctx ends. The rules stay.
 func (c *Controller) Run(ctx context.Context) error {
-	kick := cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { c.kick() }, UpdateFunc: func(_, _ any) { c.kick() }, DeleteFunc: func(any) { c.kick() },
+	kick := func() { notify(c.dirty) }
+	services := cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { kick() }, UpdateFunc: func(_, _ any) { kick() }, DeleteFunc: func(any) { kick() },
 	}
 	var synced []cache.InformerSynced
-	for _, informer := range []cache.SharedIndexInformer{c.cfg.Services.Informer(), c.cfg.Slices.Informer()} {
-		handle, err := informer.AddEventHandler(kick)
+	slices := services
+	slices.AddFunc = func(any) { notify(c.more) }
+	slices.UpdateFunc = func(old, now any) {
+		if onlyGrew(old.(*discoveryv1.EndpointSlice), now.(*discoveryv1.EndpointSlice)) {
+			notify(c.more)
+		} else {
+			kick()
+		}
+	}
+	for informer, handler := range map[cache.SharedIndexInformer]cache.ResourceEventHandlerFuncs{c.cfg.Services.Informer(): services, c.cfg.Slices.Informer(): slices} {
+		handle, err := informer.AddEventHandler(handler)
 		if err != nil {
 			return fmt.Errorf("watch services: %w", err)
 		}
@@ -97,7 +113,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	defer c.health.close()
-	c.kick()
+	kick()
 	c.loop(ctx)
 	return nil
 }
@@ -105,6 +121,12 @@ func (c *Controller) Run(ctx context.Context) error {
 func (c *Controller) loop(ctx context.Context) {
 	changed := c.cfg.Changed
 	var due <-chan time.Time
+	var at time.Time // of due
+	wait := func(d time.Duration) {
+		if due == nil || time.Until(at) > d {
+			due, at = time.After(d), time.Now().Add(d)
+		}
+	}
 	retry := retryMin
 	for {
 		select {
@@ -116,9 +138,10 @@ func (c *Controller) loop(ctx context.Context) {
 				continue
 			}
 		case <-c.dirty:
-			if due == nil {
-				due = time.After(max(settle, pace-time.Since(c.lastSync)))
-			}
+			wait(max(settle, pace-time.Since(c.lastSync)))
+			continue
+		case <-c.more:
+			wait(max(settle, paceMore-time.Since(c.lastSync)))
 			continue
 		case <-due:
 		}
@@ -132,16 +155,44 @@ func (c *Controller) loop(ctx context.Context) {
 			return
 		}
 		c.cfg.Log.Error("service rules could not be written, trying again", "error", err, "pause", retry)
-		due = time.After(retry)
+		wait(retry)
 		retry = min(2*retry, retryMax)
 	}
 }
 
-func (c *Controller) kick() {
+func notify(c chan struct{}) {
 	select {
-	case c.dirty <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
+}
+
+// onlyGrew: everything that could be sent to still can be, at the same ports.
+func onlyGrew(old, now *discoveryv1.EndpointSlice) bool {
+	if !equality.Semantic.DeepEqual(old.Ports, now.Ports) {
+		return false
+	}
+	kept := map[string]bool{"": true}
+	for i := range now.Endpoints {
+		kept[endpointKey(&now.Endpoints[i])] = true
+	}
+	for i := range old.Endpoints {
+		if !kept[endpointKey(&old.Endpoints[i])] {
+			return false
+		}
+	}
+	return true
+}
+
+// endpointKey changes with what decides whether and how an endpoint is sent to. One that is
+// not used is the same as none.
+func endpointKey(e *discoveryv1.Endpoint) string {
+	ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+	serving := e.Conditions.Serving != nil && *e.Conditions.Serving
+	if !ready && !serving {
+		return ""
+	}
+	return fmt.Sprint(e.Addresses, ready, serving)
 }
 
 func (c *Controller) sync(ctx context.Context) error {
