@@ -148,13 +148,17 @@ func (w *worker) admit() {
 	if !w.admitted && w.begun() {
 		w.admitted = true // by a daemon that did not remember it
 	}
-	w.booked = true
+	w.booked, w.roomless = true, false
 	if w.admitted {
 		w.a.ledger.keep(w.pod, w.devices)
 		return
 	}
 	given, err := w.a.admit(w.pod)
 	var no rejection
+	if errors.As(err, &no) && w.a.preempt(w.pod, no) {
+		w.booked, w.roomless = false, true
+		return
+	}
 	if errors.As(err, &no) {
 		w.a.events.Event(w.pod, v1.EventTypeWarning, no.reason, no.message)
 		w.a.log.Warn("pod is rejected", "pod", w.pod.Namespace+"/"+w.pod.Name, "reason", no.reason, "message", no.message)

@@ -263,7 +263,7 @@ func (w *worker) giveUp(reason, message string, grace time.Duration, condition *
 
 // givenUp says whether that is the reason of a pod that was evicted or rejected.
 func givenUp(reason string) bool {
-	return reason == evicted || reason == unexpected || strings.HasPrefix(reason, outOfPrefix)
+	return reason == evicted || reason == preempting || reason == unexpected || strings.HasPrefix(reason, outOfPrefix)
 }
 
 // discarded: nothing of the pod is left on this machine.

@@ -41,7 +41,10 @@ func (w *worker) step() {
 	in := w.input(now)
 	plan.Observe(in, w.terminated)
 	var result plan.Result
-	if !w.refuse() {
+	switch {
+	case w.roomless && w.halt.Since.IsZero():
+		result.Wake = now.Add(retryAdmission)
+	case !w.refuse():
 		result = plan.Next(in)
 	}
 	if result.Finished && w.halt.Since.IsZero() {
@@ -120,7 +123,7 @@ func (w *worker) decideHalt(now time.Time) {
 		w.halt.Grace = min(w.halt.Grace, grace)
 	case !w.halt.Since.IsZero():
 	case pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded:
-		w.halt = plan.Halt{Since: now, Grace: podGrace(pod), Discard: pod.Status.Reason == evicted}
+		w.halt = plan.Halt{Since: now, Grace: podGrace(pod), Discard: pod.Status.Reason == evicted || pod.Status.Reason == preempting}
 	case givenUp(pod.Status.Reason): // by a daemon that did not live to see the end of it
 		w.giveUp(pod.Status.Reason, pod.Status.Message, hardGrace, nil)
 	case w.sandbox == nil && w.a.isStopping():
