@@ -64,6 +64,10 @@ type Agent struct {
 	listed   bool // the engine told once what runs
 	stopping bool // the machine is about to stop
 	orphans  map[string]bool
+	damages  []damage // what was broken in the engine's storage
+
+	mending sync.Mutex // held while that is looked at
+	mended  bool       // under mending
 }
 
 // New prepares an agent and registers with the informers. It has no other effect.

@@ -46,6 +46,8 @@ type Config struct {
 	Informers informers.SharedInformerFactory
 	// Runtime runs the containers.
 	Runtime runtime.Runtime
+	// Storage is mended before the first pod is started; nil: nothing can break there.
+	Storage Storage
 	// Network wires pods that are not in the host's network.
 	Network Network
 

@@ -97,10 +97,14 @@ func (a *Agent) resyncLoop(ctx context.Context) {
 
 // resync compares all that runs with what the workers believe, adopts and cleans up.
 func (a *Agent) resync(ctx context.Context) {
+	err := a.mend(ctx)
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	began := time.Now()
-	list, err := a.cfg.Runtime.List(call)
+	var list []runtime.Sandbox
+	if err == nil {
+		list, err = a.cfg.Runtime.List(call)
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			a.log.Warn("list sandboxes", "error", err)

@@ -46,7 +46,7 @@ func (w *worker) ensureImage(ctx context.Context, pod *v1.Pod, container, ref st
 			w.containerEvent(container, v1.EventTypeNormal, "Pulled", "Container image %q already present on machine", ref)
 			return image, nil
 		}
-		message := fmt.Sprintf("image %q is not on this peer: load it with `rookery image load FILE`", ref)
+		message := fmt.Sprintf("image %q is not on this peer%s: load it with `rookery image load FILE`", ref, w.a.lostImage(ref))
 		return runtime.Image{}, w.pullFailed(container, ref, message, retryConfig)
 	}
 	logins, missing := w.logins(ctx, pod, ref)

@@ -35,6 +35,7 @@ type world struct {
 	dir     string
 	agent   *Agent
 	config  Resources // of the next daemon; its Machine is the world's
+	storage Storage   // of the next daemon
 	stop    func()
 
 	mu     sync.Mutex
@@ -196,7 +197,7 @@ func (w *world) start() {
 	factory := informers.NewSharedInformerFactory(w.client, 0)
 	agent, err := New(Config{
 		Name: "p1", Dir: w.dir, Client: w.client, Informers: factory,
-		Runtime: w.machine.Runtime("test"), Network: w.network,
+		Runtime: w.machine.Runtime("test"), Storage: w.storage, Network: w.network,
 		NodeAddresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: "192.0.2.1"}},
 		ClusterDNS:    netip.MustParseAddr("10.43.0.10"),
 		PodCIDRs:      []string{"10.42.0.0/24"}, Version: "v1.37.2+rookery",

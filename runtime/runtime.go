@@ -129,6 +129,17 @@ type Info struct {
 	StoreDir string
 }
 
+// Damage is something in the engine's storage that was found broken.
+type Damage struct {
+	What string // "image localhost/web:1: its manifest is missing"
+	Done string // what was done about it
+	Cure string // what happens or has to be done now; empty with an Image
+	// Image is the id of an image that was removed, and Names are those it had: whether it
+	// comes back by itself the caller knows.
+	Image string
+	Names []string
+}
+
 // Labels that every sandbox and container carries, so that a restarted daemon
 // finds its own. SandboxSpec.Labels and ContainerSpec.Labels come on top.
 const (

@@ -33,6 +33,11 @@ func checkCommand() *cobra.Command {
 		}
 		all := append(vital(c.Context(), cfg, engine), kernel(c.Context())...)
 		all = append(all, check.Clock(time.Now()))
+		if info, err := engine.Info(c.Context()); err == nil && info.StoreDir != "" {
+			all = append(all, checkStorage(info.StoreDir))
+		} else if at, err := (&storage{dir: cfg.DataDir}).place(); err == nil && at != "" {
+			all = append(all, checkStorage(at))
+		}
 		printFindings(c.OutOrStdout(), all)
 		if check.FirstFatal(all) != nil {
 			return fmt.Errorf("this machine cannot be a peer yet; cure what is marked fatal and run this again")

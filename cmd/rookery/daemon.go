@@ -17,32 +17,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lock makes sure that one daemon uses the data directory.
-func lock(dir string) (unlock func(), err error) {
+// lock makes sure that one daemon uses the data directory. crashed: the last one that did
+// has not unlocked it; it was killed, or the power went.
+func lock(dir string) (unlock func(), crashed bool, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make data directory: %w", err)
+		return nil, false, fmt.Errorf("make data directory: %w", err)
 	}
 	path := filepath.Join(dir, "rookery.pid")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			pid, err := running(dir)
 			if err != nil {
-				return nil, err
+				return nil, false, err
 			}
-			return nil, fmt.Errorf("this machine's peer runs already (process %d); `rookery status` shows how it is", pid)
+			return nil, false, fmt.Errorf("this machine's peer runs already (process %d); `rookery status` shows how it is", pid)
 		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+		return nil, false, fmt.Errorf("lock %s: %w", path, err)
+	}
+	if info, err := f.Stat(); err == nil && info.Size() > 0 {
+		crashed = true
 	}
 	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid()))); err != nil {
 		f.Close()
-		return nil, err
+		return nil, false, err
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		_ = f.Truncate(0) // what is left in it makes the next start look more closely
+		f.Close()
+	}, crashed, nil
 }
 
 func writeAt(f *os.File, text string) error {

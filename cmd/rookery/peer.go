@@ -48,6 +48,7 @@ type peer struct {
 	tokens   *cluster.Tokens
 	api      *apiserver.Server
 	engine   *podman.Runtime
+	storage  *storage
 	agent    *node.Agent
 	network  *network.Network
 	unrouted atomic.Pointer[string] // why packets to other peers do not go as wanted; nil: they do
@@ -57,8 +58,8 @@ type peer struct {
 
 // newPeer composes the ground floor and the API; it opens the peer port. What
 // needs this peer's share of the pod network is made by run, which waits for it.
-func newPeer(cfg config, id *identity.Identity, engine *podman.Runtime, addr netip.Addr, log *slog.Logger) (*peer, error) {
-	p := &peer{cfg: cfg, id: id, engine: engine, addr: addr, log: log, started: time.Now()}
+func newPeer(cfg config, id *identity.Identity, engine *storage, addr netip.Addr, log *slog.Logger) (*peer, error) {
+	p := &peer{cfg: cfg, id: id, engine: engine.podman, storage: engine, addr: addr, log: log, started: time.Now()}
 	settings := id.Settings()
 	var err error
 	// The store reaches peers through the port, the port finds them through
@@ -288,7 +289,7 @@ func (p *peer) compose(self cluster.Peer) error {
 	}
 	p.agent, err = node.New(node.Config{
 		Name: self.Name, Dir: filepath.Join(p.cfg.DataDir, "pods"), Client: client, Informers: p.api.Informers(),
-		Runtime: p.engine, Network: p.network, ClusterDNS: settings.DNS, ClusterDomain: settings.Domain,
+		Runtime: p.engine, Storage: p.storage, Network: p.network, ClusterDNS: settings.DNS, ClusterDomain: settings.Domain,
 		NodeAddresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: p.self().Address.String()}, {Type: corev1.NodeHostName, Address: self.Name}},
 		PodCIDRs:      []string{self.PodCIDR.String()}, Labels: p.cfg.Labels, Version: kubernetesVersion(), Port: int32(p.cfg.Port), Images: p.cfg.Images.Policy,
 		MaxPods: p.cfg.Resources.MaxPods, Resources: resources,

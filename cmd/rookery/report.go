@@ -104,6 +104,9 @@ func (p *peer) status(ctx context.Context) admin.Status {
 		s.Problems = append(s.Problems, admin.Problem{What: "pods of this peer may not reach those of others: " + *why,
 			Do: "mend that, it is tried again every few seconds; if this machine cannot do it, `rookery net use wireguard` works on every machine"})
 	}
+	for _, d := range p.agent.Damage() {
+		s.Problems = append(s.Problems, admin.Problem{What: "Podman's storage was damaged: " + d.What + "; " + d.Done, Do: d.Cure})
+	}
 	engine, cancelEngine := context.WithTimeout(ctx, 3*time.Second)
 	defer cancelEngine()
 	if info, err := p.engine.Info(engine); err != nil {

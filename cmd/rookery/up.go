@@ -65,18 +65,23 @@ func up(ctx context.Context, cfg config) error {
 	if err != nil {
 		return err
 	}
-	if err := check.FirstFatal(vital(ctx, cfg, engine)); err != nil {
+	kept := &storage{podman: engine, dir: cfg.DataDir}
+	if err := kept.mendFiles(log); err != nil {
 		return err
+	}
+	if err := check.FirstFatal(vital(ctx, cfg, engine)); err != nil {
+		return kept.explain(err)
 	}
 	addr, err := cfg.address()
 	if err != nil {
 		return err
 	}
-	unlock, err := lock(cfg.DataDir)
+	unlock, crashed, err := lock(cfg.DataDir)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	kept.thorough = crashed
 	id, first, err := become(ctx, cfg, addr, log)
 	if err != nil {
 		return err
@@ -84,7 +89,7 @@ func up(ctx context.Context, cfg config) error {
 	if err := id.EnsureKubeconfig(fmt.Sprintf("https://127.0.0.1:%d", cfg.Port)); err != nil {
 		return err
 	}
-	p, err := newPeer(cfg, id, engine, addr, log)
+	p, err := newPeer(cfg, id, kept, addr, log)
 	if err != nil {
 		return err
 	}

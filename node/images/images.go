@@ -188,11 +188,26 @@ func (m *Manager) Load(ctx context.Context, archive io.Reader) ([]string, error)
 	return names, nil
 }
 
+// Pulled tells whether an image, by its id, was pulled by this manager, and not loaded by hand.
+func (m *Manager) Pulled(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.book.Images[id] != nil
+}
+
 // List returns the images that are here, as last seen, the largest first.
 func (m *Manager) List() []runtime.Image {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.list
+}
+
+// Reread is called when images have gone or come behind the manager's back.
+func (m *Manager) Reread(ctx context.Context) {
+	m.mu.Lock()
+	clear(m.seen)
+	m.mu.Unlock()
+	m.refresh(ctx)
 }
 
 // refresh looks at what is here, and tells if that changed.

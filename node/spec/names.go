@@ -50,6 +50,18 @@ func ParseSandboxName(name string) (Identity, bool) {
 	return Identity{Name: parts[0], Namespace: parts[1], UID: types.UID(parts[2]), Attempt: attempt}, true
 }
 
+// IsOurs tells whether a name is one that SandboxName or ContainerName made, or that of
+// the infra container of a sandbox.
+func IsOurs(name string) bool {
+	parts := strings.Split(strings.TrimSuffix(name, "-infra"), "_")
+	if len(parts) != 4 && len(parts) != 5 {
+		return false
+	}
+	const uidLength = 36 // of a UUID as text
+	_, err := strconv.Atoi(parts[len(parts)-1])
+	return err == nil && len(parts[len(parts)-2]) == uidLength
+}
+
 // ContainerName is unique on the machine: CONTAINER_NAME_NAMESPACE_UID_ATTEMPT.
 func ContainerName(pod *v1.Pod, container string, attempt int) string {
 	return fmt.Sprintf("%s_%s_%s_%s_%d", container, pod.Name, pod.Namespace, pod.UID, attempt)

@@ -16,9 +16,8 @@ type ability struct {
 
 // abilities that rookery does without where Podman is older, the oldest first.
 func abilities() []ability {
-	at := func(major, minor uint64) semver.Version { return semver.Version{Major: major, Minor: minor} }
 	return []ability{
-		{at(5, 2), "there is no `podman system check` to find and heal what a power loss damaged in Podman's storage: remove and load a damaged image by hand"},
+		{checks(), "there is no `podman system check`, which reads every layer: after a power loss rookery itself looks whether lists and files of images are whole, not what is in the files"},
 	}
 }
 

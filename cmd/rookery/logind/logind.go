@@ -34,7 +34,7 @@ type Config struct {
 	Stopping func(ctx context.Context, within time.Duration)
 	// CalledOff is called when it does not stop after all, as after `shutdown -c`.
 	CalledOff func()
-	Log      *slog.Logger
+	Log       *slog.Logger
 }
 
 // margin is kept of logind's time for what comes after Stopping.

@@ -1,0 +1,79 @@
+package store
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+)
+
+// SetAside renames a torn file, so that nothing of it is lost and Podman goes on without;
+// of a list, the elements before the tear stay. It returns the new name, and tells a Podman
+// that runs to read the list again.
+func SetAside(t Torn, now time.Time) (to string, err error) {
+	to = t.Path + ".torn-" + now.UTC().Format("20060102T150405")
+	if t.kind == database {
+		if err := os.Rename(t.Path, to); err != nil {
+			return "", fmt.Errorf("set %s aside: %w", t.What, err)
+		}
+		return to, nil
+	}
+	unlock, err := lockList(t.lock)
+	if err != nil {
+		return "", fmt.Errorf("set %s aside: %w", t.What, err)
+	}
+	defer unlock()
+	rest, err := rescue(t.Path)
+	if err == nil {
+		if err = os.Rename(t.Path, to); err == nil {
+			err = renameio.WriteFile(t.Path, rest, 0o600)
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("set %s aside: %w", t.What, err)
+	}
+	return to, nil
+}
+
+// rescue is a list of what can be read of a torn one.
+func rescue(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	all, _ := decode[json.RawMessage](json.NewDecoder(f)) // how far is what is asked
+	if all == nil {
+		all = []json.RawMessage{}
+	}
+	return json.Marshal(all)
+}
+
+// writerSize is how much of a lock file says who wrote last: whoever finds another
+// there than before reads the list again.
+const writerSize = 64
+
+// lockList takes the lock of a list of containers/storage, and on release leaves a new
+// last writer in it.
+func lockList(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &lock); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return func() {
+		writer := make([]byte, writerSize)
+		if _, err := rand.Read(writer); err == nil {
+			_, _ = f.WriteAt(writer, 0) // then Podman reads the list when it is started again
+		}
+		f.Close()
+	}, nil
+}
