@@ -122,7 +122,11 @@ func waitLost(t *testing.T, name, file string) {
 func back(t *testing.T, name string) {
 	t.Helper()
 	took := eventually(t, 90*time.Second, func() error {
-		for _, all := range containers(t, name) {
+		there := containers(t, name)
+		if len(there) == 0 {
+			return fmt.Errorf("Podman has no containers of %s", name)
+		}
+		for _, all := range there {
 			if !slices.ContainsFunc(all, func(c container) bool { return c.State == "running" }) {
 				return fmt.Errorf("containers of %s are %+v", name, all)
 			}

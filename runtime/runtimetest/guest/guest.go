@@ -132,14 +132,15 @@ func fill(ctx context.Context, p Process, name string, mebibytes int) int {
 
 func eat(ctx context.Context, p Process) int {
 	var all [][]byte
-	for ticker := time.NewTicker(time.Millisecond); ; {
+	// Slowly, as a leak does: the engine has to be done with the start before.
+	for ticker := time.NewTicker(20 * time.Millisecond); ; {
 		select {
 		case <-ctx.Done():
 			return 137
 		case <-p.Stop:
 			return len(all) % 2
 		case <-ticker.C:
-			block := make([]byte, 4<<20)
+			block := make([]byte, 1<<20)
 			for i := 0; i < len(block); i += 4096 {
 				block[i] = 1
 			}

@@ -1,0 +1,67 @@
+package podman
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Podman's own check is asked from 5.2 on, and must change nothing.
+func TestVerify(t *testing.T) {
+	for version, want := range map[string]string{
+		"5.1.2": "",
+		"5.2.0": "image 0123456789ab: layer content modified; layer missing/layer fedcba987654: layer missing",
+	} {
+		t.Run(version, func(t *testing.T) {
+			asked := make(chan string, 9)
+			mux := http.NewServeMux()
+			mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Libpod-API-Version", version)
+				switch {
+				case strings.HasSuffix(r.URL.Path, "/info"):
+					fmt.Fprintf(w, `{"version":{"Version":%q}}`, version)
+				case strings.HasSuffix(r.URL.Path, "/libpod/system/check"):
+					asked <- r.Method + " " + r.URL.RawQuery
+					_, _ = io.WriteString(w, `{"Errors":true,"Layers":{"fedcba9876543210":["layer missing"]},"Images":{"0123456789abcdef":["layer content modified","layer missing"]},"Containers":null,"RemovedLayers":null}`)
+				}
+			})
+			socket := filepath.Join(t.TempDir(), "s")
+			l, err := net.Listen("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			server := &http.Server{Handler: mux}
+			go server.Serve(l)
+			defer server.Close()
+			rt, err := New(Config{Socket: socket, Owner: "test", Logger: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			found, err := rt.Verify(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var said []string
+			for _, d := range found {
+				said = append(said, d.What)
+				if d.Image != "" || !strings.Contains(d.Done, "nothing was changed") {
+					t.Errorf("%+v", d)
+				}
+			}
+			if got := strings.Join(said, "/"); got != want {
+				t.Errorf("found %q, want %q", got, want)
+			}
+			close(asked)
+			for q := range asked {
+				if q != "POST quick=true" {
+					t.Errorf("Podman was asked %s", q)
+				}
+			}
+		})
+	}
+}
