@@ -133,7 +133,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.mu.Lock()
 	a.ctx = ctx
 	a.mu.Unlock()
-	sink := startEvents(a.caster, a.cfg.Client)
+	sink := a.startEvents(ctx)
 	defer sink()
 	defer a.close()
 	defer cancel()

@@ -77,16 +77,20 @@ func members(_ context.Context, _ string, auth *runtime.RegistryAuth) error {
 	return nil
 }
 
+func slowPull(d time.Duration) func(context.Context, string, *runtime.RegistryAuth) error {
+	return func(ctx context.Context, _ string, _ *runtime.RegistryAuth) error {
+		select {
+		case <-time.After(d):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 func TestPullEvents(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.pull = func(ctx context.Context, _ string, _ *runtime.RegistryAuth) error {
-			select {
-			case <-time.After(1500 * time.Millisecond):
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
+		w.pull = slowPull(1500 * time.Millisecond)
 		w.create(strings.ReplaceAll(app("a", "IfNotPresent"), "  imagePullSecrets: [{name: login}]\n", ""))
 		w.sleep(time.Second)
 		w.expect("a", "Pending ready=False web:ContainerCreating")
@@ -99,6 +103,7 @@ func TestPullEvents(t *testing.T) {
 			t.Errorf("image %s, id %s", s.Image, s.ImageID)
 		}
 		w.create(strings.ReplaceAll(app("b", "IfNotPresent"), "  imagePullSecrets: [{name: login}]\n", ""))
+		w.sleep(time.Second) // events come behind what is urgent
 		w.wantEvents("b", `Normal Pulled Container image "reg.test/team/app:1" already present on machine and can be accessed by the pod`)
 		node, err := w.client.CoreV1().Nodes().Get(context.Background(), "p1", metav1.GetOptions{})
 		if err != nil {

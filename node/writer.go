@@ -62,7 +62,7 @@ func newWriter(client kubernetes.Interface, pods corelisters.PodLister, log *slo
 
 // hold is for how long news that nobody waits for may gather: a pod that comes up
 // changes its status with every container, and each write goes through the log.
-const hold = 500 * time.Millisecond
+const hold = time.Second
 
 // submit has the status written: at once if it says what others act upon, else with
 // what else comes within hold.
