@@ -16,6 +16,7 @@ import (
 	"github.com/containers/podman/v4/pkg/bindings"
 	"github.com/containers/podman/v4/pkg/bindings/containers"
 	"github.com/containers/podman/v4/pkg/bindings/images"
+	"github.com/containers/podman/v4/pkg/bindings/system"
 	"github.com/containers/podman/v4/pkg/domain/entities"
 
 	"github.com/rundigitalplatform/rookery/runtime"
@@ -25,7 +26,7 @@ import (
 // MendFiles sets aside what a power loss left torn in Podman's storage in dir, so that
 // Podman starts; it need not run. What could not be set aside is in the error.
 func MendFiles(dir string) (all []runtime.Damage, err error) {
-	found, err := store.Look(dir, false)
+	found, err := store.Look(dir, store.Options{Others: true}) // only of the lists themselves
 	if err != nil {
 		return nil, fmt.Errorf("look at Podman's storage: %w", err)
 	}
@@ -47,7 +48,7 @@ func MendFiles(dir string) (all []runtime.Damage, err error) {
 // CheckFiles is what is broken in Podman's storage in dir. It looks at each file of each
 // image, and changes nothing.
 func CheckFiles(dir string) (broken []string, err error) {
-	found, err := store.Look(dir, true)
+	found, err := store.Look(dir, store.Options{Thorough: true, Others: true})
 	for _, torn := range found.Torn {
 		broken = append(broken, fmt.Sprintf("%s: %s", torn.What, torn.Why))
 	}
@@ -64,15 +65,16 @@ func CheckFiles(dir string) (broken []string, err error) {
 // Thorough: each file of each image is looked at; ours tells by its name whether a
 // forgotten container was this owner's.
 func (r *Runtime) Mend(ctx context.Context, thorough bool, ours func(name string) bool) ([]runtime.Damage, error) {
-	info, err := r.Info(ctx)
+	dir, opts, err := r.stored(ctx)
 	if err != nil {
 		return nil, err
 	}
-	all, err := MendFiles(info.StoreDir)
+	all, err := MendFiles(dir)
 	if err != nil {
 		return all, err
 	}
-	found, err := store.Look(info.StoreDir, thorough)
+	opts.Thorough = thorough
+	found, err := store.Look(dir, opts)
 	if err != nil {
 		return all, fmt.Errorf("look at Podman's storage: %w", err)
 	}
@@ -97,6 +99,21 @@ func (r *Runtime) Mend(ctx context.Context, thorough bool, ours func(name string
 		all = append(all, damaged(img, done))
 	}
 	return all, errors.Join(errs...)
+}
+
+// stored is where Podman's storage is, and whether it has others.
+func (r *Runtime) stored(ctx context.Context) (dir string, opts store.Options, err error) {
+	report, err := call(ctx, r.engine, func(ctx context.Context) (*define.Info, error) { return system.Info(ctx, nil) })
+	if err != nil {
+		return "", opts, fmt.Errorf("ask podman where its storage is: %w", err)
+	}
+	if report.Store == nil {
+		return "", opts, errors.New("podman does not say where its storage is")
+	}
+	for option := range report.Store.GraphOptions { // overlay.imagestore, overlay.additionalimagestore
+		opts.Others = opts.Others || strings.HasSuffix(option, "imagestore")
+	}
+	return report.Store.GraphRoot, opts, nil
 }
 
 // external is the state of a container that is in the storage and unknown to libpod.

@@ -18,10 +18,10 @@ import (
 
 // looker knows the layers, and what was found out about each.
 type looker struct {
-	dir      string
-	thorough bool
-	parents  map[string]string // by layer; of those in the list
-	known    map[string]string // why a layer is damaged; empty: it is not
+	dir     string
+	opts    Options
+	parents map[string]string // by layer; of those in the list
+	known   map[string]string // why a layer is damaged; empty: it is not
 }
 
 // image is why an image cannot be used; empty: nothing is wrong with it.
@@ -95,6 +95,9 @@ func nameOf(key string) string {
 func (l *looker) layer(id string) (why string, err error) {
 	short := id[:min(12, len(id))]
 	if _, listed := l.parents[id]; !listed {
+		if l.opts.Others {
+			return "", nil
+		}
 		return fmt.Sprintf("its layer %s is in no list", short), nil
 	}
 	home := filepath.Join(l.dir, "overlay", id)
@@ -108,7 +111,7 @@ func (l *looker) layer(id string) (why string, err error) {
 	} else if err != nil {
 		return "", err
 	}
-	if !l.thorough {
+	if !l.opts.Thorough {
 		return "", nil
 	}
 	if _, err := os.Stat(filepath.Join(home, "composefs-data")); err == nil {

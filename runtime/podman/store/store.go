@@ -59,10 +59,18 @@ type image struct {
 	Digests map[string]string `json:"big-data-digests"`
 }
 
-// Look reads the storage in dir, Podman's graph root, and changes nothing. Thorough: also
-// whether each file of each image has its size, which costs a stat of all of them.
+// Options of [Look].
+type Options struct {
+	// Thorough looks whether each file of each image has its size, which costs a stat of all of them.
+	Thorough bool
+	// Others says that Podman has further image stores (additionalimagestores in
+	// storage.conf): a layer that is not in this one may be there.
+	Others bool
+}
+
+// Look reads the storage in dir, Podman's graph root, and changes nothing.
 // Storage of other drivers than overlay is not looked into.
-func Look(dir string, thorough bool) (Findings, error) {
+func Look(dir string, opts Options) (Findings, error) {
 	var found Findings
 	found.Torn = lookAtDatabases(dir)
 	if _, err := os.Stat(filepath.Join(dir, "overlay")); err != nil {
@@ -88,7 +96,7 @@ func Look(dir string, thorough bool) (Findings, error) {
 			return found, err
 		}
 	}
-	l := looker{dir: dir, thorough: thorough, parents: map[string]string{}, known: map[string]string{}}
+	l := looker{dir: dir, opts: opts, parents: map[string]string{}, known: map[string]string{}}
 	for _, at := range layers {
 		l.parents[at.ID] = at.Parent
 	}

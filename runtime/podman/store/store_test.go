@@ -144,7 +144,7 @@ func TestLook(t *testing.T) {
 			if err := c.broken(dir); err != nil {
 				t.Fatal(err)
 			}
-			found, err := Look(dir, true)
+			found, err := Look(dir, Options{Thorough: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -167,7 +167,21 @@ func TestOnlyThoroughlyAreFilesCompared(t *testing.T) {
 	if err := os.Truncate(filepath.Join(dir, "overlay/aaaa/diff/bin/sh"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if found, err := Look(dir, false); err != nil || text(found) != "" {
+	if found, err := Look(dir, Options{}); err != nil || text(found) != "" {
+		t.Errorf("found %q, %v", text(found), err)
+	}
+}
+
+// A layer that is not here may be in another store.
+func TestOtherStores(t *testing.T) {
+	dir := storage(t)
+	if err := os.WriteFile(filepath.Join(dir, "overlay-layers", "layers.json"), []byte(`[{"id":"bbbb","parent":"aaaa"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := Look(dir, Options{Others: true}); err != nil || text(found) != "" {
+		t.Errorf("found %q, %v", text(found), err)
+	}
+	if found, err := Look(dir, Options{}); err != nil || text(found) != "image localhost/web:1: its layer aaaa is in no list\n" {
 		t.Errorf("found %q, %v", text(found), err)
 	}
 }
@@ -178,7 +192,7 @@ func TestSetAside(t *testing.T) {
 	if err := os.Truncate(path, 20); err != nil {
 		t.Fatal(err)
 	}
-	found, err := Look(dir, false)
+	found, err := Look(dir, Options{})
 	if err != nil || len(found.Torn) != 1 {
 		t.Fatal(text(found), err)
 	}
@@ -195,7 +209,7 @@ func TestSetAside(t *testing.T) {
 	if writer, err := os.ReadFile(filepath.Join(dir, "overlay-layers", "layers.lock")); err != nil || len(writer) != writerSize {
 		t.Errorf("the last writer is %x, %v", writer, err)
 	}
-	if found, err = Look(dir, false); err != nil || len(found.Torn) != 0 || len(found.Images) != 1 {
+	if found, err = Look(dir, Options{}); err != nil || len(found.Torn) != 0 || len(found.Images) != 1 {
 		t.Errorf("after that: %q, %v", text(found), err)
 	}
 }
@@ -206,7 +220,7 @@ func TestSetDatabaseAside(t *testing.T) {
 	if err := os.Truncate(path, 1000); err != nil {
 		t.Fatal(err)
 	}
-	found, err := Look(dir, false)
+	found, err := Look(dir, Options{})
 	if err != nil || len(found.Torn) != 1 {
 		t.Fatal(text(found), err)
 	}
