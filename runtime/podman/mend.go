@@ -78,6 +78,15 @@ func (r *Runtime) Mend(ctx context.Context, thorough bool, ours func(name string
 	if err != nil {
 		return all, fmt.Errorf("look at Podman's storage: %w", err)
 	}
+	if len(found.Images) > 0 { // one that is being removed just now is no damage
+		again, err := store.Look(dir, opts)
+		if err != nil {
+			return all, fmt.Errorf("look at Podman's storage: %w", err)
+		}
+		found.Images = slices.DeleteFunc(found.Images, func(img store.Image) bool {
+			return !slices.ContainsFunc(again.Images, func(other store.Image) bool { return other.ID == img.ID && other.Why == img.Why })
+		})
+	}
 	if len(found.Images) == 0 && len(all) == 0 && !thorough {
 		return nil, nil
 	}

@@ -79,13 +79,13 @@ func Look(dir string, opts Options) (Findings, error) {
 		}
 		return found, err
 	}
-	layers, torn, err := readList[layer](filepath.Join(dir, "overlay-layers", "layers.json"), "Podman's list of layers", "layers.lock")
-	found.Torn = append(found.Torn, torn...)
+	// Images before layers: an image that comes meanwhile has its layers before it is listed.
+	images, imagesTorn, err := readList[image](filepath.Join(dir, "overlay-images", "images.json"), "Podman's list of images", "images.lock")
 	if err != nil {
 		return found, err
 	}
-	images, torn, err := readList[image](filepath.Join(dir, "overlay-images", "images.json"), "Podman's list of images", "images.lock")
-	found.Torn = append(found.Torn, torn...)
+	layers, torn, err := readList[layer](filepath.Join(dir, "overlay-layers", "layers.json"), "Podman's list of layers", "layers.lock")
+	found.Torn = slices.Concat(found.Torn, torn, imagesTorn)
 	if err != nil {
 		return found, err
 	}
