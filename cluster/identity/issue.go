@@ -155,15 +155,16 @@ func (id *Identity) IssueServer(names []string, addrs []netip.Addr, ttl time.Dur
 	return &tls.Certificate{Certificate: [][]byte{der, id.ca.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-// reservedName tells whether a peer's certificate or a client's check could have this name.
+// reservedName tells whether a peer's or the API's certificate could have this name, or
+// one that a wildcard stands for.
 func reservedName(name, domain string) bool {
 	name = strings.ToLower(strings.TrimPrefix(name, "*."))
-	for _, own := range []string{"localhost", "rookery", "kubernetes", "default", "svc", domain} {
-		if name == own || strings.HasSuffix(own, "."+name) {
+	for _, own := range []string{PeerDomain, domain, "svc", "localhost", "kubernetes.default"} {
+		if strings.HasSuffix("."+name, "."+own) {
 			return true
 		}
 	}
-	return strings.HasSuffix(name, PeerDNSName("")) || strings.HasPrefix(name, "kubernetes.default") || !strings.Contains(name, ".")
+	return !strings.Contains(name, ".") // a peer's own name
 }
 
 // IssueClient makes a key and a client certificate (PEM) for a user of the
