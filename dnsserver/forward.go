@@ -129,6 +129,9 @@ func (f *forwarder) ask(ctx context.Context, req *dns.Msg) (*dns.Msg, error) {
 // once asks upstream, one time for all who wait for the same answer.
 func (f *forwarder) once(ctx context.Context, key cacheKey) (*dns.Msg, error) {
 	done := f.asking.DoChan(fmt.Sprint(key), func() (any, error) {
+		if msg, fresh := f.cache.get(key); fresh {
+			return msg, nil // who asked before came back in between
+		}
 		select {
 		case f.slots <- struct{}{}:
 			defer func() { <-f.slots }()
