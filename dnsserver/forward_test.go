@@ -23,12 +23,20 @@ func answering(t *testing.T, ip string, asked *atomic.Int32) string {
 	})
 }
 
+// ownAddr is a free port at a loopback address of this process alone: on 127.0.0.1 somebody
+// else may get the port, and answer.
+func ownAddr(t *testing.T) netip.AddrPort {
+	t.Helper()
+	own := netip.AddrFrom4([4]byte{127, 1 + byte(os.Getpid()>>8)%250, byte(os.Getpid()), 2})
+	return netip.AddrPortFrom(own, freeAddr(t).Port())
+}
+
 func TestConditionalForwarding(t *testing.T) {
 	var n atomic.Int32
 	cfg := testConfig(t)
 	cfg.Upstreams = []string{answering(t, "192.0.2.1", &n)}
 	cfg.Forward = map[string][]string{
-		"corp.example":         {freeAddr(t).String(), answering(t, "192.0.2.2", &n)}, // the first is down
+		"corp.example":         {ownAddr(t).String(), answering(t, "192.0.2.2", &n)}, // the first is down
 		"dmz.Corp.example":     {answering(t, "192.0.2.3", &n)},
 		"168.192.in-addr.arpa": {answering(t, "192.0.2.4", &n)},
 	}
@@ -122,9 +130,7 @@ func TestOneQuestionForAll(t *testing.T) {
 func TestLANAddressIsFollowed(t *testing.T) {
 	cfg := lanConfig(t)
 	cfg.Addrs = []netip.AddrPort{freeAddr(t)}
-	// A loopback address of this process: on a port that is free again somebody else would answer.
-	own := netip.AddrFrom4([4]byte{127, 1 + byte(os.Getpid()>>8)%250, byte(os.Getpid()), 2})
-	first, second := netip.AddrPortFrom(own, freeAddr(t).Port()), netip.AddrPortFrom(own, freeAddr(t).Port())
+	first, second := ownAddr(t), ownAddr(t)
 	var moved atomic.Bool
 	cfg.LAN.Listen = func() []netip.AddrPort {
 		if moved.Load() {

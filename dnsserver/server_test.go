@@ -85,7 +85,7 @@ func TestTakenAddress(t *testing.T) {
 // TestAddressNotThereYet binds an address that no interface has.
 func TestAddressNotThereYet(t *testing.T) {
 	cfg := testConfig(t)
-	cfg.Addrs = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:5353")}
+	cfg.Addrs = []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("192.0.2.53"), freeAddr(t).Port())}
 	log := &lockedBuffer{}
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -113,7 +113,7 @@ func TestForward(t *testing.T) {
 	})
 	cfg := testConfig(t)
 	// A port where nobody listens answers at once with ICMP "unreachable".
-	cfg.Upstreams = []string{freeAddr(t).String(), refusing, good}
+	cfg.Upstreams = []string{ownAddr(t).String(), refusing, good}
 	s := testServer(t, cfg)
 	for range 3 {
 		resp := s.handle(t.Context(), inside(), question("Example.COM. A"))
