@@ -13,23 +13,15 @@ import (
 // for a moment longer, and would refuse the whole transaction.
 func diff(tx *knftables.Transaction, have, want State) (stale []string) {
 	// Declarations first, so that rules and elements may refer to each other freely.
-	for _, name := range slices.Sorted(maps.Keys(want.Sets)) {
-		if _, ok := have.Sets[name]; !ok {
-			tx.Add(setObject(name, want.Sets[name]))
-		}
+	for _, name := range missing(want.Sets, have.Sets) {
+		tx.Add(setObject(name, want.Sets[name]))
 	}
-	for _, name := range slices.Sorted(maps.Keys(want.Chains)) {
-		if _, ok := have.Chains[name]; !ok {
-			tx.Add(chainObject(name, want.Chains[name]))
-		}
+	for _, name := range missing(want.Chains, have.Chains) {
+		tx.Add(chainObject(name, want.Chains[name]))
 	}
-	for _, name := range slices.Sorted(maps.Keys(want.Chains)) {
+	for _, name := range differing(want.Chains, have.Chains, Chain.sameRules) {
 		w := want.Chains[name]
-		h, ok := have.Chains[name]
-		if ok && h.sameRules(w) {
-			continue
-		}
-		if ok && len(h.Rules) > 0 {
+		if h, ok := have.Chains[name]; ok && len(h.Rules) > 0 {
 			tx.Flush(&knftables.Chain{Name: name})
 		}
 		for i, rule := range w.Rules {
@@ -44,16 +36,12 @@ func diff(tx *knftables.Transaction, have, want State) (stale []string) {
 		diffElements(tx, name, have.Sets[name], want.Sets[name])
 	}
 	// What goes away: first every reference, then what was referred to.
-	for _, name := range slices.Sorted(maps.Keys(have.Chains)) {
-		if _, ok := want.Chains[name]; !ok {
-			tx.Flush(&knftables.Chain{Name: name})
-			stale = append(stale, name)
-		}
+	for _, name := range missing(have.Chains, want.Chains) {
+		tx.Flush(&knftables.Chain{Name: name})
+		stale = append(stale, name)
 	}
-	for _, name := range slices.Sorted(maps.Keys(have.Sets)) {
-		if _, ok := want.Sets[name]; !ok {
-			tx.Delete(setObject(name, have.Sets[name]))
-		}
+	for _, name := range missing(have.Sets, want.Sets) {
+		tx.Delete(setObject(name, have.Sets[name]))
 	}
 	return stale
 }
@@ -62,14 +50,27 @@ func diffElements(tx *knftables.Transaction, name string, have, want Set) {
 	if want.Timeout > 0 {
 		return
 	}
-	for _, key := range slices.Sorted(maps.Keys(have.Elements)) {
-		if v, ok := want.Elements[key]; !ok || v != have.Elements[key] {
-			tx.Delete(elementObject(name, want, key, have.Elements[key]))
+	same := func(a, b string) bool { return a == b }
+	for _, key := range differing(have.Elements, want.Elements, same) {
+		tx.Delete(elementObject(name, want, key, have.Elements[key]))
+	}
+	for _, key := range differing(want.Elements, have.Elements, same) {
+		tx.Add(elementObject(name, want, key, want.Elements[key]))
+	}
+}
+
+// missing are the keys of all that are not in there, sorted.
+func missing[V any](all, there map[string]V) []string {
+	return differing(all, there, func(V, V) bool { return true })
+}
+
+// differing are the keys of all that there has not, or has with another value, sorted.
+func differing[V any](all, there map[string]V, same func(a, b V) bool) (out []string) {
+	for key, v := range all {
+		if o, ok := there[key]; !ok || !same(v, o) {
+			out = append(out, key)
 		}
 	}
-	for _, key := range slices.Sorted(maps.Keys(want.Elements)) {
-		if v, ok := have.Elements[key]; !ok || v != want.Elements[key] {
-			tx.Add(elementObject(name, want, key, want.Elements[key]))
-		}
-	}
+	slices.Sort(out)
+	return out
 }

@@ -19,7 +19,7 @@ type Table struct {
 
 	mu       sync.Mutex
 	sections map[string]State // what was asked for
-	have     State            // what is in the kernel, as far as known
+	written  map[string]State // what of it is in the kernel, if known
 	known    bool             // false: read the kernel before the next change
 	pending  map[string]bool  // sections that nobody has set yet
 	dropped  map[string]bool  // names that a section had and has no more, while others are pending
@@ -39,7 +39,7 @@ func New(nft knftables.Interface, log *slog.Logger, sections ...string) *Table {
 
 // Set makes state the content of a section and brings the kernel to it, in one
 // transaction: either all of it is there or nothing changed. Only what differs is
-// written. state must not be changed afterwards.
+// written, and only this section is looked at. state must not be changed afterwards.
 //
 // On error the wanted state is kept and is applied by the next Set, [Table.Sync] or [Table.Verify].
 func (t *Table) Set(ctx context.Context, section string, state State) error {
@@ -49,7 +49,10 @@ func (t *Table) Set(ctx context.Context, section string, state State) error {
 	drop(t.dropped, t.sections[section].Sets, state.Sets)
 	t.sections[section] = state
 	delete(t.pending, section)
-	return t.sync(ctx)
+	if !t.known {
+		return t.sync(ctx)
+	}
+	return t.write(ctx, t.written[section], state)
 }
 
 // Sync brings the kernel to what the sections want.
@@ -59,24 +62,30 @@ func (t *Table) Sync(ctx context.Context) error {
 	return t.sync(ctx)
 }
 
+// sync reads what is in the kernel, unless that is known, and brings it to what is wanted.
 func (t *Table) sync(ctx context.Context) error {
-	want := t.want()
+	want, have := merge(t.sections), merge(t.written)
 	if !t.known {
-		have, err := read(ctx, t.nft, want)
-		if err != nil {
+		var err error
+		if have, err = read(ctx, t.nft, want); err != nil {
 			return fmt.Errorf("read nftables table: %w", err)
 		}
-		t.have, t.known, t.stale = have, true, nil
+		t.stale = nil
 	}
 	if len(t.pending) > 0 {
-		keepOthers(t.have.Chains, want.Chains, t.dropped)
-		keepOthers(t.have.Sets, want.Sets, t.dropped)
+		keepOthers(have.Chains, want.Chains, t.dropped)
+		keepOthers(have.Sets, want.Sets, t.dropped)
 	}
+	return t.write(ctx, have, want)
+}
+
+// write brings the kernel from have to want, which are all or the same section.
+func (t *Table) write(ctx context.Context, have, want State) error {
 	tx := t.nft.NewTransaction()
-	if len(t.have.Chains)+len(t.have.Sets) == 0 {
+	if len(have.Chains)+len(have.Sets) == 0 {
 		tx.Add(&knftables.Table{})
 	}
-	stale := diff(tx, t.have, want)
+	stale := diff(tx, have, want)
 	// A chain that comes back before it was deleted is already there, empty.
 	if tx.NumOperations() > 0 {
 		if err := t.nft.Run(ctx, tx); err != nil {
@@ -85,17 +94,23 @@ func (t *Table) sync(ctx context.Context) error {
 		}
 		t.log.Debug("nftables written", "operations", tx.NumOperations())
 	}
-	for _, name := range t.stale {
-		if _, back := want.Chains[name]; !back {
-			stale = append(stale, name)
-		}
-	}
-	t.have, t.stale = want, stale
+	t.stale = slices.DeleteFunc(append(stale, t.stale...), t.wanted)
+	t.written = maps.Clone(t.sections)
 	// What others will want could not be compared yet.
 	if t.known = len(t.pending) == 0; t.known {
 		clear(t.dropped)
 	}
 	return nil
+}
+
+// wanted tells whether a section has the chain.
+func (t *Table) wanted(chain string) bool {
+	for _, s := range t.sections {
+		if _, ok := s.Chains[chain]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 func drop[V any](dropped map[string]bool, was, is map[string]V) {
@@ -114,10 +129,10 @@ func keepOthers[V any](have, want map[string]V, dropped map[string]bool) {
 	}
 }
 
-// want merges the sections. The merged maps are new, the chains are shared.
-func (t *Table) want() State {
+// merge makes one state of several. The merged maps are new, the chains are shared.
+func merge(sections map[string]State) State {
 	s := NewState()
-	for _, section := range t.sections {
+	for _, section := range sections {
 		maps.Copy(s.Chains, section.Chains)
 		maps.Copy(s.Sets, section.Sets)
 	}
@@ -156,7 +171,8 @@ func (t *Table) Verify(ctx context.Context) error {
 			return fmt.Errorf("list nftables table: %w", err)
 		}
 		chains, sets := all["chain"], append(slices.Clone(all["set"]), all["map"]...)
-		if containsAll(chains, t.have.Chains) && containsAll(sets, t.have.Sets) {
+		have := merge(t.written)
+		if containsAll(chains, have.Chains) && containsAll(sets, have.Sets) {
 			return nil
 		}
 		t.log.Warn("nftables table was changed by somebody else, writing it again")
@@ -185,6 +201,6 @@ func (t *Table) Delete(ctx context.Context) error {
 	if err := t.nft.Run(ctx, tx); err != nil {
 		return fmt.Errorf("delete nftables table: %w", err)
 	}
-	t.sections, t.have, t.known, t.stale = map[string]State{}, State{}, false, nil
+	t.sections, t.written, t.known, t.stale = map[string]State{}, nil, false, nil
 	return nil
 }

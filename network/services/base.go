@@ -16,6 +16,8 @@ func base(self Self) nft.State {
 	s.Sets["service-nodeports"] = nft.Set{Map: true, Type: "inet_proto . inet_service : verdict", Elements: map[string]string{}}
 	s.Sets["nodeport-rejects"] = nft.Set{Type: "inet_proto . inet_service", Elements: map[string]string{}}
 
+	s.Sets["balancer-ips"] = nft.Set{Type: "ipv4_addr", Elements: map[string]string{}}
+
 	s.Chains["services"] = nft.Chain{Rules: []string{
 		"ip daddr . meta l4proto . th dport vmap @service-ips",
 		// Every address of the machine, but not loopback: a packet with a loopback
@@ -33,8 +35,10 @@ func base(self Self) nft.State {
 	// endpoint: there is none, or no such Service, or no such port.
 	s.Chains["refuse"] = nft.Chain{Rules: []string{"meta l4proto tcp reject with tcp reset", "reject"}}
 	refuse := fmt.Sprintf("ip daddr %s ip daddr != %s goto refuse", self.ServiceCIDR.Masked(), self.DNS)
-	s.Chains["filter-forward"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority), Rules: []string{refuse}}
-	s.Chains["filter-output"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.OutputHook, knftables.FilterPriority), Rules: []string{refuse}}
+	// Nor does one with a load balancer's address, which would leave the machine again.
+	const balancer = "ip daddr @balancer-ips goto refuse"
+	s.Chains["filter-forward"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority), Rules: []string{refuse, balancer}}
+	s.Chains["filter-output"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.OutputHook, knftables.FilterPriority), Rules: []string{refuse, balancer}}
 	s.Chains["filter-input"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.InputHook, knftables.FilterPriority), Rules: []string{
 		"ct state new meta l4proto . th dport @nodeport-rejects goto refuse",
 	}}

@@ -53,6 +53,7 @@ type Controller struct {
 	more  chan struct{} // only endpoints came
 
 	// The rest belongs to Run.
+	computer        computer
 	last            table
 	health          healthPorts
 	lastSync        time.Time
@@ -211,7 +212,7 @@ func (c *Controller) sync(ctx context.Context) error {
 	if c.cfg.Zone != nil {
 		self.Zone = c.cfg.Zone()
 	}
-	want := desired(services, endpointSlices, c.cfg.Split, c.cfg.Alive, self)
+	want := c.computer.desired(services, endpointSlices, c.cfg.Split, c.cfg.Alive, self)
 	if err := c.cfg.Rules.Apply(ctx, c.cfg.Section, want.rules); err != nil {
 		return err
 	}

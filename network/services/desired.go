@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -50,38 +51,115 @@ type table struct {
 
 // desired computes the table. It is pure; alive is asked for other nodes only.
 func desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
-	t := table{rules: base(self), udp: map[frontend]map[netip.AddrPort]struct{}{}, dead: map[netip.Addr]struct{}{}, health: map[uint16]health{}}
-	bySvc := map[string][]*discoveryv1.EndpointSlice{}
+	return (&computer{}).desired(services, endpointSlices, split, alive, self)
+}
+
+// computer computes tables, and remembers what a Service came to as long as nothing that
+// it was computed from has changed. The zero value is ready.
+type computer struct {
+	known map[string]part // by namespace/name
+}
+
+// part is what one Service adds to the table, and what that was computed from.
+type part struct {
+	table
+	svc   *corev1.Service
+	of    []*discoveryv1.EndpointSlice
+	split *Split
+	self  Self
+	asked map[string]bool // what alive said
+}
+
+// still tells whether the part is that of these inputs. Objects of an informer are never
+// changed, only replaced.
+func (p part) still(svc *corev1.Service, of []*discoveryv1.EndpointSlice, split *Split, alive func(string) bool, self Self) bool {
+	if p.svc != svc || p.split != split || p.self != self || !slices.Equal(p.of, of) {
+		return false
+	}
+	for node, said := range p.asked {
+		if alive(node) != said {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *computer) desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
+	t := newTable(base(self))
+	bySvc := make(map[string][]*discoveryv1.EndpointSlice, len(services))
 	for _, s := range endpointSlices {
 		key := s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
 		bySvc[key] = append(bySvc[key], s)
 	}
+	known := make(map[string]part, len(services))
 	for _, svc := range services {
 		if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == "" || svc.Spec.ClusterIP == corev1.ClusterIPNone {
 			continue
 		}
-		of := bySvc[svc.Namespace+"/"+svc.Name]
+		key := svc.Namespace + "/" + svc.Name
+		of := bySvc[key]
 		var groups *Split
 		if split != nil {
 			groups = split(svc)
 		}
-		here := map[netip.Addr]struct{}{}
-		for _, port := range svc.Spec.Ports {
-			p := svcPort{t: &t, self: self, svc: svc, port: port, split: groups, proto: strings.ToLower(string(protocol(port)))}
-			p.name = fmt.Sprintf("%s/%s/%s/%s", svc.Namespace, svc.Name, p.proto, portName(port))
-			all := portEndpoints(of, port, groups, alive, self, t.dead)
-			for _, e := range usable(all, true) {
-				here[e.at.Addr()] = struct{}{}
-			}
-			p.write(all)
+		p, ok := c.known[key]
+		if !ok || !p.still(svc, of, groups, alive, self) {
+			p = compute(svc, of, groups, alive, self)
 		}
-		if port := svc.Spec.HealthCheckNodePort; port > 0 && port < 1<<16 && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
-			h := health{LocalEndpoints: len(here), ServiceProxyHealthy: true}
-			h.Service.Namespace, h.Service.Name = svc.Namespace, svc.Name
-			t.health[uint16(port)] = h
+		known[key] = p
+		t.add(p.table)
+	}
+	c.known = known
+	return t
+}
+
+func newTable(rules nft.State) table {
+	return table{rules: rules, udp: map[frontend]map[netip.AddrPort]struct{}{}, dead: map[netip.Addr]struct{}{}, health: map[uint16]health{}}
+}
+
+// add merges a Service into the table; of elements, the first Service to claim a key keeps it.
+func (t *table) add(o table) {
+	maps.Copy(t.rules.Chains, o.rules.Chains)
+	for name, set := range o.rules.Sets {
+		into, shared := t.rules.Sets[name]
+		if !shared {
+			t.rules.Sets[name] = set
+			continue
+		}
+		for key, value := range set.Elements {
+			if _, taken := into.Elements[key]; !taken {
+				into.Elements[key] = value
+			}
 		}
 	}
-	return t
+	maps.Copy(t.udp, o.udp)
+	maps.Copy(t.dead, o.dead)
+	maps.Copy(t.health, o.health)
+}
+
+// compute is what one Service comes to.
+func compute(svc *corev1.Service, of []*discoveryv1.EndpointSlice, groups *Split, alive func(string) bool, self Self) part {
+	p := part{table: newTable(nft.NewState()), svc: svc, of: of, split: groups, self: self, asked: map[string]bool{}}
+	lives := func(node string) bool {
+		p.asked[node] = alive(node)
+		return p.asked[node]
+	}
+	here := map[netip.Addr]struct{}{}
+	for _, port := range svc.Spec.Ports {
+		w := svcPort{t: &p.table, self: self, svc: svc, port: port, split: groups, proto: strings.ToLower(string(protocol(port)))}
+		w.name = fmt.Sprintf("%s/%s/%s/%s", svc.Namespace, svc.Name, w.proto, portName(port))
+		all := portEndpoints(of, port, groups, lives, self, p.dead)
+		for _, e := range usable(all, true) {
+			here[e.at.Addr()] = struct{}{}
+		}
+		w.write(all)
+	}
+	if port := svc.Spec.HealthCheckNodePort; port > 0 && port < 1<<16 && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+		h := health{LocalEndpoints: len(here), ServiceProxyHealthy: true}
+		h.Service.Namespace, h.Service.Name = svc.Namespace, svc.Name
+		p.health[uint16(port)] = h
+	}
+	return p
 }
 
 func portName(p corev1.ServicePort) string {
@@ -117,6 +195,9 @@ func (p *svcPort) write(all []endpoint) {
 		external, externalChain = local, "external-"+p.name
 	}
 	p.track(everywhere)
+	for _, a := range p.balancerAddrs() {
+		p.element("balancer-ips", a.String(), "")
+	}
 	if len(cluster) == 0 {
 		// Nothing translates the ClusterIP, and what is left with a service
 		// address is refused; a NodePort must be refused by name.
@@ -229,6 +310,9 @@ func (p *svcPort) sources() (out []string) {
 
 // element adds to a map or set of the base; the first Service to claim a key keeps it.
 func (p *svcPort) element(set, key, value string) {
+	if _, there := p.t.rules.Sets[set]; !there {
+		p.t.rules.Sets[set] = nft.Set{Elements: map[string]string{}}
+	}
 	elements := p.t.rules.Sets[set].Elements
 	if _, taken := elements[key]; !taken {
 		elements[key] = value

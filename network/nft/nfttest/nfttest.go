@@ -1,0 +1,118 @@
+// Package nfttest is for the tests of those who write rules: it compares what a walk
+// through many states leaves in the kernel with what a fresh start with the last of them
+// would have made. It uses the real nft program, in a network namespace of its own.
+package nfttest
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
+
+	"github.com/rundigitalplatform/rookery/network/nft"
+)
+
+// Namespace moves the test into a new network namespace until it ends. The test must not
+// start goroutines that rely on it. Without root the test is skipped if
+// ROOKERY_SKIP_ROOT=1, and fails otherwise.
+func Namespace(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("ROOKERY_SKIP_ROOT") == "1" {
+			t.Skip("needs root")
+		}
+		t.Fatal("needs root: run as root, or set ROOKERY_SKIP_ROOT=1 to go without")
+	}
+	runtime.LockOSThread()
+	home, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+			t.Fatal(err) // the thread stays locked, and ends with the goroutine
+		}
+		home.Close()
+		runtime.UnlockOSThread()
+	})
+}
+
+// Walk brings one table through steps states that next makes, now and then by a new
+// [nft.Table] that finds what the one before has left, and compares the kernel's rules after
+// each step with those of a fresh start.
+func Walk(t *testing.T, steps int, next func(step int) nft.State) {
+	t.Helper()
+	table := open(t, "walk")
+	for step := range steps {
+		state := next(step)
+		if step%7 == 3 { // the daemon was started again
+			table = open(t, "walk")
+		}
+		if err := table.Set(t.Context(), "s", state); err != nil {
+			t.Fatalf("step %d: %v", step, err)
+		}
+		fresh := open(t, "fresh")
+		if err := fresh.Set(t.Context(), "s", state); err != nil {
+			t.Fatalf("step %d: a fresh start: %v", step, err)
+		}
+		// What nothing refers to any more is emptied at once, and goes later.
+		if got, want := withoutEmpty(list(t, "walk")), withoutEmpty(list(t, "fresh")); got != want {
+			t.Fatalf("step %d: after the walk:\n%s\nfresh:\n%s", step, got, want)
+		}
+		if err := fresh.Delete(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func open(t testing.TB, name string) *nft.Table {
+	t.Helper()
+	kernel, err := knftables.New(knftables.IPv4Family, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nft.New(kernel, slog.New(slog.DiscardHandler))
+}
+
+// list is the kernel's rules, without what counts and in an order of its own.
+func list(t testing.TB, name string) string {
+	t.Helper()
+	out, err := exec.Command("nft", "--stateless", "list", "table", "ip", name).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if strings.TrimSpace(string(out)) == "table ip "+name+" {\n}" {
+		return ""
+	}
+	blocks := strings.Split(strings.TrimSpace(elements.ReplaceAllStringFunc(string(out), func(s string) string {
+		inside := strings.Split(s[strings.Index(s, "{")+1:strings.LastIndex(s, "}")], ",")
+		for i := range inside {
+			inside[i] = strings.TrimSpace(inside[i])
+		}
+		slices.Sort(inside)
+		return "elements = " + strings.Join(inside, ", ")
+	})), "\n\n")
+	blocks[0] = strings.TrimPrefix(blocks[0], "table ip "+name+" {\n")
+	last := len(blocks) - 1
+	blocks[last] = strings.TrimSuffix(blocks[last], "\n}")
+	slices.Sort(blocks)
+	return strings.Join(blocks, "\n\n")
+}
+
+var (
+	elements = regexp.MustCompile(`elements = \{[^}]*\}`)
+	empty    = regexp.MustCompile(`(?m)^\tchain \S+ \{\n(\t\ttype .*\n)?\t\}\n*`)
+)
+
+func withoutEmpty(rules string) string { return strings.TrimSpace(empty.ReplaceAllString(rules, "")) }
