@@ -64,6 +64,8 @@ type Config struct {
 	Settle time.Duration
 	// Autoscale is how often each HorizontalPodAutoscaler is looked at. Zero means 15 s, as upstream.
 	Autoscale time.Duration
+	// LoadBalancerAddresses are given to Services of type LoadBalancer. Empty: none gets one.
+	LoadBalancerAddresses []AddressRange
 	// Logger is required.
 	Logger *slog.Logger
 }

@@ -17,6 +17,7 @@ func ours() []controller {
 		{name: "pod-garbage", user: "pod-garbage-collector", run: runPodGarbage},
 		{name: "storage-migration", user: "storage-version-migrator-controller", run: runMigration, rare: migrationsOf},
 		{name: "api-endpoints", user: "endpointslice-controller", run: runAPIEndpoints},
+		{name: "load-balancer", user: "service-controller", run: runLoadBalancer},
 	}
 }
 

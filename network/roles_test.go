@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"reflect"
 	"strconv"
@@ -30,6 +31,7 @@ import (
 	cachetesting "k8s.io/client-go/tools/cache/testing"
 
 	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/network/announce"
 	"github.com/rundigitalplatform/rookery/network/policy"
 	"github.com/rundigitalplatform/rookery/network/services"
 )
@@ -85,6 +87,8 @@ type host struct {
 	slices    *cachetesting.FakeControllerSource
 	policies  map[string]*cachetesting.FakeControllerSource // policies, pods and namespaces
 	have      map[string]bool
+	announcer *announce.Announcer
+	moved     chan struct{}
 	known     cache.Indexer // of pods; nil: not started
 	admission *policy.Controller
 	changed   chan struct{}
@@ -99,7 +103,7 @@ type host struct {
 func (h *host) Admit(ctx context.Context) error { return h.admission.Admit(ctx) }
 
 func hostRole() error {
-	h := &host{have: map[string]bool{}, changed: make(chan struct{}, 1), dead: map[string]bool{}, done: make(chan error, 3)}
+	h := &host{have: map[string]bool{}, changed: make(chan struct{}, 1), moved: make(chan struct{}, 1), dead: map[string]bool{}, done: make(chan error, 4)}
 	in, out := bufio.NewReader(os.Stdin), json.NewEncoder(os.Stdout)
 	for {
 		line, err := in.ReadBytes('\n')
@@ -162,10 +166,11 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 		}
 		h.mu.Unlock()
 		h.changed <- struct{}{}
+		h.moved <- struct{}{}
 		return "", nil
 	case "clean":
 		h.cancel()
-		if err := errors.Join(<-h.done, <-h.done, <-h.done); err != nil {
+		if err := errors.Join(<-h.done, <-h.done, <-h.done, <-h.done); err != nil {
 			return "", err
 		}
 		return "", h.net.Clean(ctx)
@@ -318,6 +323,20 @@ func (h *host) start(ctx context.Context, r request) error {
 		Policies: policyInformer{pol}, Pods: podInformer{pods}, Namespaces: namespaceInformer{namespaces},
 		Network: h.net, Section: network.PoliciesSection, Self: policy.Self{Node: r.Node, DNS: cfg.DNS}, Log: cfg.Log,
 	})
+	h.announcer = announce.New(announce.Config{
+		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Self: r.Node, Address: cfg.Address, Changed: h.moved, Log: cfg.Log,
+		Ours: func(a netip.Addr) bool { return netip.MustParsePrefix("192.168.77.240/28").Contains(a) },
+		Peers: func() (out []string) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			for _, name := range []string{"h1", "h2"} {
+				if !h.dead[name] {
+					out = append(out, name)
+				}
+			}
+			return out
+		},
+	})
 	run, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
 	for _, i := range []cache.SharedIndexInformer{svc, eps, pol, pods, namespaces} {
@@ -331,6 +350,7 @@ func (h *host) start(ctx context.Context, r request) error {
 	}()
 	go func() { h.done <- ctl.Run(run) }()
 	go func() { h.done <- h.admission.Run(run) }()
+	go func() { h.done <- h.announcer.Run(run) }()
 	select {
 	case <-h.net.Ready():
 		return nil

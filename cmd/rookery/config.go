@@ -47,6 +47,7 @@ type config struct {
 	ClusterDNS       string
 	ClusterDomain    string
 	NodePorts        string
+	LoadBalancer     []string // ranges of addresses
 	Network          string
 	PodmanSocket     string
 	Names            namesConfig
@@ -84,6 +85,7 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of the cluster. Fixed when the cluster is made")
 	f.StringVar(&c.NodePorts, "node-ports", "30000-32767", "ports of NodePort Services")
 	f.StringVar(&c.Network, "network", "wireguard", "pod network between peers: wireguard (encrypted), vxlan, or direct (all peers on one segment). For a new cluster; `rookery net use` changes it")
+	f.StringSliceVar(&c.LoadBalancer, "load-balancer-addresses", nil, "free addresses of the LAN for Services of type LoadBalancer: FIRST-LAST, a network or one address; the same on every peer")
 	f.StringVar(&c.PodmanSocket, "podman-socket", "/run/podman/podman.sock", "where Podman's API listens")
 	c.Names.flags(f)
 	f.StringToStringVar(&c.Labels, "labels", nil, "labels of this peer's Node, KEY=VALUE")
@@ -247,6 +249,15 @@ func (c *config) validate() error {
 	}
 	if _, _, err := c.nodePorts(); err != nil {
 		return err
+	}
+	ranges, err := c.balancerAddresses()
+	if err != nil {
+		return fmt.Errorf("--load-balancer-addresses: %w", err)
+	}
+	for _, r := range ranges {
+		if pods.Contains(r.First) || pods.Contains(r.Last) || services.Contains(r.First) || services.Contains(r.Last) {
+			return fmt.Errorf("--load-balancer-addresses %s-%s: they have to be of the LAN, not of the cluster's own networks", r.First, r.Last)
+		}
 	}
 	if err := spec.ValidSysctls(c.UnsafeSysctls); err != nil {
 		return fmt.Errorf("--unsafe-sysctls: %w", err)

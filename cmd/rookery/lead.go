@@ -77,9 +77,14 @@ func (p *peer) lead(ctx context.Context) error {
 
 func (p *peer) runControllers(ctx context.Context) error {
 	ca, key := p.id.CAFiles()
+	pool, err := p.cfg.balancerAddresses()
+	if err != nil {
+		return err
+	}
 	return controller.Run(ctx, controller.Config{
 		ClientConfig: p.api.ClientConfig, Informers: p.api.Informers(), StartInformers: p.api.StartInformers,
-		Members: membership{p}, RootCA: p.id.CAPEM(), CAFile: ca, CAKeyFile: key, TokenKey: p.id.ServiceAccountKey(), Logger: p.log.With("room", "controller"),
+		Members: membership{p}, RootCA: p.id.CAPEM(), CAFile: ca, CAKeyFile: key, TokenKey: p.id.ServiceAccountKey(), LoadBalancerAddresses: pool,
+		Logger: p.log.With("room", "controller"),
 	})
 }
 

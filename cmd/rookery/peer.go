@@ -204,6 +204,13 @@ func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) er
 		return err
 	}
 	balancer := p.balancer()
+	pool, err := p.cfg.balancerAddresses()
+	if err != nil {
+		return err
+	}
+	if len(pool) > 0 {
+		start(g, ctx, map[string]func(context.Context) error{"announcements": p.announcer(pool).Run})
+	}
 	start(g, ctx, map[string]func(context.Context) error{
 		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "policies": p.policies.Run, "dns": dns.Run, "ingress": proxy.Run, "agent": p.agent.Run, "logind": p.watchShutdown,
 	})
@@ -306,12 +313,12 @@ type admission struct{ *peer }
 func (a admission) Admit(ctx context.Context) error { return a.policies.Admit(ctx) }
 
 func (p *peer) balancer() *services.Controller {
-	settings, inf := p.id.Settings(), p.api.Informers()
+	inf := p.api.Informers()
 	changed := p.live.subscribe()
 	return services.New(services.Config{
 		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
 		Alive: p.live.alive, Changed: changed, Zone: p.zone, Rules: p.network, Section: network.ServicesSection,
-		Self: services.Self{Node: p.id.Name(), ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS},
+		Self: p.balancerSelf(),
 		Log:  p.log.With("room", "network"),
 	})
 }

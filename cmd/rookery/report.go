@@ -31,6 +31,10 @@ func (p *peer) admin() *admin.Server {
 			}
 			return host
 		},
+		Net: admin.Net{
+			Service: p.netService, Check: p.netCheck,
+			Remote: func(name string) (*url.URL, http.RoundTripper, error) { return p.agentOf(context.Background(), name) },
+		},
 		Images: admin.Images{
 			Load: p.agent.LoadImage, Spool: filepath.Join(p.cfg.DataDir),
 			Remote: func(name string) (*url.URL, http.RoundTripper, error) { return p.agentOf(context.Background(), name) },

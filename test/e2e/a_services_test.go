@@ -76,3 +76,28 @@ func TestPodsReachEachOtherUntranslated(t *testing.T) {
 		}
 	}
 }
+
+// `rookery net` shows where a Service's connections go, and tries every way there is.
+func TestNetShowsWhereConnectionsGo(t *testing.T) {
+	scale(t, "h1", 9)
+	out := sh(t, "h2", "rookery net hello -n hello")
+	if n := strings.Count(out, "yes"); n != 18 || strings.Contains(out, "no:") { // two ports
+		t.Errorf("of 9 pods with two ports %d get connections:\n%s", n, out)
+	}
+	eventually(t, time.Minute, func() error {
+		out, err := shared.Run(t.Context(), "h3", "rookery", "net", "check")
+		if err != nil || strings.Contains(out, "NO") {
+			return fmt.Errorf("%v:\n%s", err, out)
+		}
+		for _, from := range []string{"h1", "h2", "h3"} {
+			// Two peers, a pod on each of three, a Service and a name.
+			if n := strings.Count("\n"+out, "\n"+from+" "); n != 7 {
+				return fmt.Errorf("%s tried %d ways, want 7:\n%s", from, n, out)
+			}
+		}
+		return nil
+	})
+	if out := refused(t, "h1", "rookery", "net", "nothing", "-n", "hello"); !strings.Contains(out, `"nothing" not found`) {
+		t.Errorf("a Service that is not there: %s", out)
+	}
+}

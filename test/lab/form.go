@@ -28,8 +28,9 @@ func (l *Lab) configure() error {
 
 func (l *Lab) config(h Host) string {
 	d := l.HostDir(h.Name)
-	// The hosts share the machine's disk: how full that is says nothing about them.
-	return fmt.Sprintf("name: %s\ndata-dir: %s/rookery\npodman-socket: %s/podman.sock\nadvertise-address: %s\nruntime-handlers: {wrapped: %s/wrapped.sock}\neviction-hard: {nodefs.available: 1%%, imagefs.available: 1%%}\n", h.Name, d, d, h.IP, d)
+	// The hosts share the machine's disk: how full that is says nothing about them. Two addresses
+	// of the LAN are free for Services.
+	return fmt.Sprintf("name: %s\ndata-dir: %s/rookery\npodman-socket: %s/podman.sock\nadvertise-address: %s\nload-balancer-addresses: [10.77.0.200-10.77.0.201]\nruntime-handlers: {wrapped: %s/wrapped.sock}\neviction-hard: {nodefs.available: 1%%, imagefs.available: 1%%}\n", h.Name, d, d, h.IP, d)
 }
 
 // Form makes the peers of a lab that was started Blank one cluster, with

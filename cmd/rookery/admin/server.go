@@ -9,6 +9,8 @@ import (
 	"net/http/pprof"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
 	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/network/overlay"
 	"github.com/rundigitalplatform/rookery/raftstore"
@@ -24,6 +26,7 @@ type Server struct {
 	Tokens   *cluster.Tokens
 	Registry *cluster.Registry
 	Images   Images
+	Net      Net
 	Log      *slog.Logger
 }
 
@@ -39,6 +42,11 @@ func (s *Server) Handler() http.Handler {
 		s.reply(w, struct{}{}, s.Tokens.Revoke(r.Context(), r.PathValue("id")))
 	})
 	mux.HandleFunc("PUT "+Prefix+"network/backend/{kind}", s.setBackend)
+	mux.HandleFunc("GET "+Prefix+"net/services/{namespace}/{name}", s.netService)
+	mux.HandleFunc("GET "+Prefix+"net/check", s.netCheck)
+	mux.HandleFunc("GET "+Prefix+"net/check/self", func(w http.ResponseWriter, r *http.Request) {
+		s.reply(w, s.Net.Check(r.Context()), nil)
+	})
 	mux.HandleFunc("POST "+Prefix+"images", s.loadImage)
 	mux.HandleFunc(Prefix+"debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc(Prefix+"debug/pprof/trace", pprof.Trace)
@@ -76,7 +84,7 @@ func statusOf(err error) int {
 	switch {
 	case errors.As(err, &noQuorum):
 		return http.StatusServiceUnavailable
-	case errors.Is(err, cluster.ErrTokenUnknown), errors.Is(err, cluster.ErrNoPeer):
+	case errors.Is(err, cluster.ErrTokenUnknown), errors.Is(err, cluster.ErrNoPeer), apierrors.IsNotFound(err):
 		return http.StatusNotFound
 	case errors.As(err, &mistake):
 		return http.StatusBadRequest

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/rundigitalplatform/rookery/controller"
+	"github.com/rundigitalplatform/rookery/network/announce"
+)
+
+// balancerAddresses are the LAN's addresses that Services of type LoadBalancer may have.
+func (c *config) balancerAddresses() ([]controller.AddressRange, error) {
+	var out []controller.AddressRange
+	for _, text := range c.LoadBalancer {
+		r, err := controller.ParseAddressRange(text)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// announcer answers on the LAN for those addresses.
+func (p *peer) announcer(pool []controller.AddressRange) *announce.Announcer {
+	inf := p.api.Informers()
+	return announce.New(announce.Config{
+		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
+		Peers: p.balancing, Changed: p.live.subscribe(), Self: p.id.Name(), Address: p.self().Address,
+		Ours: func(a netip.Addr) bool {
+			return slices.ContainsFunc(pool, func(r controller.AddressRange) bool { return r.Contains(a) })
+		},
+		Log: p.log.With("room", "network"),
+	})
+}
+
+// balancing are the peers that live and balance Services: all but witnesses.
+func (p *peer) balancing() (names []string) {
+	records, err := p.registry.Peers()
+	if err != nil {
+		p.log.Error("peer records are not readable", "err", err)
+		return nil
+	}
+	for _, r := range records {
+		if !r.Witness && (r.Name == p.id.Name() || p.live.alive(r.Name)) {
+			names = append(names, r.Name)
+		}
+	}
+	return names
+}

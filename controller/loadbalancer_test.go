@@ -1,0 +1,83 @@
+package controller
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+)
+
+func TestAssign(t *testing.T) {
+	pool := []AddressRange{must(t, "192.0.2.1-192.0.2.2"), must(t, "192.0.2.9")}
+	age := 0
+	lb := func(name, has, wants string, class *string) *corev1.Service {
+		age++
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "d", Name: name, CreationTimestamp: metav1.NewTime(time.Unix(int64(age), 0))}}
+		s.Spec.Type, s.Spec.LoadBalancerIP, s.Spec.LoadBalancerClass = corev1.ServiceTypeLoadBalancer, wants, class
+		if has != "" {
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: has}}
+		}
+		return s
+	}
+	for _, c := range []struct {
+		name     string
+		services []*corev1.Service
+		want     []string // an address, "!" for a refusal, "" for not ours
+	}{
+		{"the first free ones", []*corev1.Service{lb("a", "", "", nil), lb("b", "", "", nil)}, []string{"192.0.2.1", "192.0.2.2"}},
+		{"who has one keeps it, also against an older one", []*corev1.Service{lb("a", "", "", nil), lb("b", "192.0.2.1", "", nil)}, []string{"192.0.2.2", "192.0.2.1"}},
+		{"a wish comes before any other", []*corev1.Service{lb("a", "", "", nil), lb("b", "", "192.0.2.1", nil)}, []string{"192.0.2.2", "192.0.2.1"}},
+		{"a wish for what another has", []*corev1.Service{lb("a", "192.0.2.1", "", nil), lb("b", "192.0.2.2", "192.0.2.1", nil)}, []string{"192.0.2.1", "!"}},
+		{"a wish outside the pool", []*corev1.Service{lb("a", "", "192.0.2.77", nil)}, []string{"!"}},
+		{"a wish that was granted", []*corev1.Service{lb("a", "192.0.2.9", "192.0.2.9", nil)}, []string{"192.0.2.9"}},
+		{"an address that left the pool", []*corev1.Service{lb("a", "192.0.2.77", "", nil), lb("b", "192.0.2.1", "", nil)}, []string{"192.0.2.2", "192.0.2.1"}},
+		{"two with the same", []*corev1.Service{lb("a", "192.0.2.9", "", nil), lb("b", "192.0.2.9", "", nil)}, []string{"192.0.2.9", "192.0.2.1"}},
+		{"exhausted", []*corev1.Service{lb("a", "", "", nil), lb("b", "", "", nil), lb("c", "", "", nil), lb("d", "", "", nil)}, []string{"192.0.2.1", "192.0.2.2", "192.0.2.9", "!"}},
+		{"classes", []*corev1.Service{lb("a", "", "", ptr.To("example.com/other")), lb("b", "", "", ptr.To(LoadBalancerClass))}, []string{"", "192.0.2.1"}},
+		{"other types", []*corev1.Service{{ObjectMeta: metav1.ObjectMeta{Name: "a"}}}, []string{""}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := assign(c.services, pool)
+			for i, s := range c.services {
+				v, ours := got[s]
+				switch want := c.want[i]; want {
+				case "":
+					if ours {
+						t.Errorf("%s got %v", s.Name, v)
+					}
+				case "!":
+					if v.refusal == "" || v.addr.IsValid() {
+						t.Errorf("%s was not refused: %v", s.Name, v)
+					}
+				default:
+					if v.addr != netip.MustParseAddr(want) {
+						t.Errorf("%s got %v, want %s", s.Name, v, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+func must(t *testing.T, text string) AddressRange {
+	t.Helper()
+	r, err := ParseAddressRange(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestParseAddressRange(t *testing.T) {
+	if r := must(t, "192.0.2.240/28"); r.First.String() != "192.0.2.240" || r.Last.String() != "192.0.2.255" {
+		t.Error(r)
+	}
+	for _, bad := range []string{"", "x", "192.0.2.9-192.0.2.1", "192.0.2.1-", "fd00::1", "192.0.2.1-fd00::1"} {
+		if r, err := ParseAddressRange(bad); err == nil {
+			t.Errorf("%q is read as %v", bad, r)
+		}
+	}
+}

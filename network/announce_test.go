@@ -1,0 +1,108 @@
+package network_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// A LoadBalancer's addresses answer on the LAN, each at one peer, and move with their cables.
+func TestAddressesOnTheLAN(t *testing.T) {
+	l := newLab(t, 3, "vxlan")
+	h1, h2, outside := l.hosts[0], l.hosts[1], l.hosts[2]
+	h1.up()
+	h2.up()
+	l.peers()
+	a, c := h1.pod("a"), h2.pod("c")
+	services, slices := hello(a, c)
+	services[0].Spec.Type = corev1.ServiceTypeLoadBalancer
+	var ips []string
+	for i := range 8 {
+		ips = append(ips, fmt.Sprintf("192.168.77.%d", 240+i))
+		services[0].Status.LoadBalancer.Ingress = append(services[0].Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ips[i]})
+	}
+	l.put(services, slices)
+	// at is where the machine outside believes an address to be.
+	at := func(ip string) string {
+		neigh := outside.run("ip", "neigh", "show", ip)
+		for _, m := range l.hosts {
+			// NAME STATE MAC FLAGS; sysfs shows another namespace.
+			if mac := strings.Fields(m.run("ip", "-br", "link", "show", "eth0"))[2]; strings.Contains(neigh, mac) {
+				return m.name
+			}
+		}
+		return neigh
+	}
+	answers := func(ip string, pods ...string) func() string {
+		return func() string { return want(outside.dial("tcp4", ip+":80", 20), pods...) }
+	}
+	owners := map[string]string{}
+	for _, ip := range ips {
+		eventually(t, patience, answers(ip, "a", "c"))
+		owners[ip] = at(ip)
+	}
+	if seen := fmt.Sprint(owners); !strings.Contains(seen, "h1") || !strings.Contains(seen, "h2") {
+		t.Errorf("the addresses are not spread: %v", owners)
+	}
+	// Inside they answer as well, and what is no port of the Service is refused, not sent on.
+	eventually(t, patience, func() string { return want(a.dial("tcp4", ips[0]+":80", 20), "a", "c") })
+	only(t, outside.dial("tcp4", ips[0]+":81", 1), refused)
+	only(t, h1.dial("tcp4", ips[0]+":81", 1), refused)
+
+	t.Run("a peer dies", func(t *testing.T) {
+		l.ip("-n", l.name+"-lan", "link", "set", "l1", "down")
+		h2.ask(request{Verb: "dead", Dead: []string{"h1"}})
+		for _, ip := range ips {
+			// The neighbour's table changes by the announcement alone: nobody asks here.
+			eventually(t, patience, func() string {
+				if got := at(ip); got != "h2" {
+					return ip + " is at " + got
+				}
+				return ""
+			})
+			eventually(t, patience, answers(ip, "c"))
+		}
+		l.ip("-n", l.name+"-lan", "link", "set", "l1", "up")
+		h2.ask(request{Verb: "dead"})
+		h1.ask(request{Verb: "dead"})
+		for _, ip := range ips {
+			eventually(t, patience, func() string {
+				if got := at(ip); got != owners[ip] {
+					return ip + " is at " + got + ", was at " + owners[ip]
+				}
+				return ""
+			})
+			eventually(t, patience, answers(ip, "a", "c"))
+		}
+	})
+	t.Run("local policy", func(t *testing.T) {
+		_, slices := hello(c)
+		services[0].Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		l.put(services, slices)
+		for _, ip := range ips {
+			eventually(t, patience, func() string {
+				if got := at(ip); got != "h2" {
+					return ip + " is at " + got
+				}
+				return ""
+			})
+			eventually(t, patience, func() string {
+				got := outside.dial("tcp4", ip+":80", 1)
+				if got["c "+outside.addr.String()] != 1 {
+					return fmt.Sprint(got)
+				}
+				return ""
+			})
+		}
+	})
+	t.Run("the Service goes", func(t *testing.T) {
+		services[0].Status.LoadBalancer.Ingress = nil
+		l.put(services, slices)
+		eventually(t, patience, func() string {
+			outside.run("ip", "neigh", "flush", "dev", "eth0")
+			return part(fmt.Sprint(outside.dial("tcp4", ips[0]+":80", 1)), "error: ") // nobody answers
+		})
+	})
+}
