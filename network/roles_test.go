@@ -460,7 +460,11 @@ func dialRole() error {
 			fmt.Println("error: " + reason(err))
 			continue
 		}
-		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		patience := 5 * time.Second // who has answered a SYN will say more, however busy the machine is
+		if strings.HasPrefix(os.Getenv("NETT_NETWORK"), "udp") {
+			patience = time.Second
+		}
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 			return err
 		}
 		if strings.HasPrefix(os.Getenv("NETT_NETWORK"), "udp") {

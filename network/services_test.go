@@ -120,8 +120,10 @@ func TestServiceAcrossPeers(t *testing.T) {
 		})
 		soon := func() string { return want(client.dial("tcp4", clusterIP+":80", 20), "a", "c") }
 		eventually(t, patience, soon)
-		if got := client.dial("tcp4", clusterIP+":80", 400); got["a "+client.addr] != 68 || got["c "+client.addr] != 332 {
-			t.Errorf("of 400 connections a got %d and c %d, want 68 and 332", got["a "+client.addr], got["c "+client.addr])
+		got := client.dial("tcp4", clusterIP+":80", 400)
+		inA, inC := got["a "+client.addr], got["c "+client.addr]
+		if lost := 400 - inA - inC; lost > 4 || inA > 68 || inA < 68-lost || inC > 332 || inC < 332-lost {
+			t.Errorf("of 400 connections a got %d and c %d, want 68 and 332", inA, inC)
 		}
 		// The share of a group without endpoints goes to the others.
 		_, slices = hello(a, b)
