@@ -84,6 +84,9 @@ type Runtime interface {
 	// that all sandboxes may be asked every few seconds. ErrNotFound if s does not run.
 	Usage(ctx context.Context, s Sandbox) (map[string]Usage, error)
 
+	// User tells as whom a container's first process was started. ErrNotFound if it never was.
+	User(ctx context.Context, containerID string) (User, error)
+
 	// Disk measures what the containers of a sandbox, running or not, have written, by
 	// container id. It looks at each file: ask seldom. s is as for Usage.
 	Disk(ctx context.Context, s Sandbox) (map[string]DiskUsage, error)
@@ -210,6 +213,12 @@ type Container struct {
 	Error          string // why the engine could not start it
 }
 
+// User is a user of a container, by the numbers that it sees itself.
+type User struct {
+	UID, GID int64
+	Groups   []int64 // beside GID, in any order
+}
+
 // Usage is what a running container has used.
 type Usage struct {
 	At     time.Time     // when it was read
@@ -251,6 +260,7 @@ type ContainerSpec struct {
 	// Security; nil means the image's or the engine's default.
 	User              string // "uid[:gid]"; empty: the image's
 	Groups            []int64
+	ImageGroups       bool // beside Groups those that the image's /etc/group gives the user
 	Privileged        bool
 	ReadOnlyRootfs    bool
 	NoNewPrivileges   bool

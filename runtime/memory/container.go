@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -138,6 +139,26 @@ func (r *Runtime) UpdateContainer(ctx context.Context, id string, res runtime.Re
 	}
 	c.spec.Resources = res
 	return nil
+}
+
+// User implements runtime.Runtime. Users with names, and of images, are root here.
+func (r *Runtime) User(ctx context.Context, id string) (runtime.User, error) {
+	if err := r.m.enter(ctx); err != nil {
+		return runtime.User{}, fmt.Errorf("read user of container %s: %w", id, err)
+	}
+	defer r.m.mu.Unlock()
+	c := r.m.containers[id]
+	if c == nil || c.run == nil {
+		return runtime.User{}, fmt.Errorf("read user of container %s: %w", id, runtime.ErrNotFound)
+	}
+	name, group, _ := strings.Cut(c.spec.User, ":")
+	out := runtime.User{Groups: slices.Clone(c.spec.Groups)}
+	for text, to := range map[string]*int64{name: &out.UID, group: &out.GID} {
+		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+			*to = n
+		}
+	}
+	return out, nil
 }
 
 // StopContainer implements runtime.Runtime.

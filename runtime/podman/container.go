@@ -31,6 +31,9 @@ func (r *Runtime) createContainer(ctx context.Context, sandboxID string, c runti
 	if err != nil {
 		return "", err
 	}
+	if err := r.identify(ctx, sandboxID, &c); err != nil {
+		return "", err
+	}
 	release, err := r.slot(ctx)
 	if err != nil {
 		return "", err

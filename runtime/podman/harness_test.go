@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rundigitalplatform/rookery/runtime/runtimetest/guest"
 	"github.com/rundigitalplatform/rookery/test/image"
 )
 
@@ -212,10 +213,14 @@ func guestArchive(t testing.TB, name, program string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
+	files := []image.File{{Path: guestProgram, Mode: 0o755, Data: data}, {Path: "/etc", Dir: true}, {Path: "/tmp", Dir: true, Mode: 0o1777}}
+	for path, text := range guest.Accounts() {
+		files = append(files, image.File{Path: path, Mode: 0o644, Data: []byte(text)})
+	}
 	var out bytes.Buffer
 	if err := image.Write(&out, image.Spec{
 		Names:      []string{name},
-		Files:      []image.File{{Path: guestProgram, Mode: 0o755, Data: data}, {Path: "/etc", Dir: true}, {Path: "/tmp", Dir: true, Mode: 0o1777}},
+		Files:      files,
 		Entrypoint: []string{guestProgram},
 		StopSignal: "SIGTERM",
 		User:       "0",

@@ -165,6 +165,9 @@ func (l *logReader) read(ctx context.Context) error {
 	}
 }
 
+// missingLines stands for what a reader did not get.
+const missingLines = "rookery: lines are missing here: the log was rotated faster than it was read\n"
+
 // goOn prints what came since, through all files that took the log's place meanwhile.
 func (l *logReader) goOn(ctx context.Context) error {
 	if l.watch == nil {
@@ -174,8 +177,12 @@ func (l *logReader) goOn(ctx context.Context) error {
 		return l.reopen(ctx)
 	}
 	for {
-		next := l.watch.take()
-		if err := l.read(ctx); err != nil { // to the end of this one: it is replaced, so nothing comes any more
+		next, lost := l.watch.take()
+		err := l.read(ctx) // to the end of this one: it is replaced, so nothing comes any more
+		if err == nil && lost {
+			_, err = io.WriteString(l.stderr, missingLines)
+		}
+		if err != nil {
 			return errors.Join(err, closeFile(next))
 		}
 		if next == nil {

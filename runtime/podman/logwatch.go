@@ -25,6 +25,8 @@ type logWatch struct {
 
 	mu   sync.Mutex
 	next []*os.File
+	last os.FileInfo   // of the newest of all that were in next; nil: none was
+	lost bool          // a file went unread, and nobody was told
 	done chan struct{} // closed when the watching has ended
 }
 
@@ -66,8 +68,9 @@ func (w *logWatch) run() {
 			at += unix.SizeofInotifyEvent
 			changed := strings.TrimRight(string(buf[at:at+int(e.Len)]), "\x00")
 			at += int(e.Len)
-			if e.Mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0 && changed == name || e.Mask&unix.IN_Q_OVERFLOW != 0 {
-				w.replaced()
+			switch overflow := e.Mask&unix.IN_Q_OVERFLOW != 0; {
+			case overflow, e.Mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0 && changed == name:
+				w.replaced(!overflow)
 			}
 		}
 		select {
@@ -77,31 +80,42 @@ func (w *logWatch) run() {
 	}
 }
 
-// replaced opens the file that is there now.
-func (w *logWatch) replaced() {
+// replaced opens the file that is there now. another: it took the place of the former one, so
+// if it was seen already, the one that this is about came and went between.
+func (w *logWatch) replaced(another bool) {
 	file, err := os.Open(w.path)
 	if err != nil {
 		return // replaced again or removed: the next event tells
 	}
+	info, err := file.Stat()
+	if err != nil {
+		file.Close()
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.next = append(w.next, file)
+	if w.last != nil && os.SameFile(w.last, info) {
+		w.lost = w.lost || another
+		file.Close()
+		return
+	}
+	w.next, w.last = append(w.next, file), info
 	if len(w.next) > maxBehind {
 		w.next[0].Close()
-		w.next = w.next[1:]
+		w.next, w.lost = w.next[1:], true
 	}
 }
 
-// take returns the oldest file that took the log's place and was not taken; nil: none.
-func (w *logWatch) take() *os.File {
+// take returns the oldest file that took the log's place and was not taken, nil if there
+// is none, and whether there were others before it that could not be kept.
+func (w *logWatch) take() (next *os.File, lost bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.next) == 0 {
-		return nil
+	if len(w.next) > 0 {
+		next, w.next = w.next[0], w.next[1:]
 	}
-	file := w.next[0]
-	w.next = w.next[1:]
-	return file
+	lost, w.lost = w.lost, false
+	return next, lost
 }
 
 // same: both are the one file.

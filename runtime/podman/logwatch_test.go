@@ -57,7 +57,12 @@ func TestLogWatch(t *testing.T) {
 	for i := 1; i <= maxBehind+2; i++ {
 		rotate(i, min(i, maxBehind))
 	}
-	if err := l.goOn(t.Context()); err != nil || bytes.Count(out.Bytes(), []byte("\n")) != maxBehind || !bytes.HasPrefix(out.Bytes(), []byte("3\n")) {
+	if err := l.goOn(t.Context()); err != nil || bytes.Count(out.Bytes(), []byte("\n")) != maxBehind+1 || !bytes.HasPrefix(out.Bytes(), []byte(missingLines+"3\n")) {
+		t.Errorf("read %q %v", out.String(), err)
+	}
+	out.Reset()
+	watch.replaced(true) // of a file that was replaced by the last one before it could be opened
+	if err := l.goOn(t.Context()); err != nil || out.String() != missingLines {
 		t.Errorf("read %q %v", out.String(), err)
 	}
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -58,6 +59,9 @@ type Runtime struct {
 	// search are the registries at which the machine looks for short names; nil: not asked yet.
 	search atomic.Pointer[[]string]
 
+	// bundles is where containers' own directories are; nil: not asked yet.
+	bundles atomic.Pointer[string]
+
 	preparing chan struct{} // holds one token; whoever has it may read and write prepared
 	prepared  bool
 
@@ -69,6 +73,8 @@ type Runtime struct {
 	in    map[string]string    // by container id: its sandbox's
 	oom   map[string]*oomWatch // by container id
 	files map[string]files     // by container id
+	// accounts are those of images that were asked for, by image id.
+	accounts map[string]accounts
 }
 
 var _ runtime.Runtime = (*Runtime)(nil)
@@ -97,6 +103,7 @@ func New(cfg Config) (*Runtime, error) {
 		in:        map[string]string{},
 		oom:       map[string]*oomWatch{},
 		files:     map[string]files{},
+		accounts:  map[string]accounts{},
 	}, nil
 }
 
@@ -118,6 +125,8 @@ func (r *Runtime) Info(ctx context.Context) (runtime.Info, error) {
 		}
 		if s := report.Store; s != nil {
 			out.StoreDir = s.GraphRoot
+			bundles := filepath.Join(s.GraphRoot, s.GraphDriverName+"-containers")
+			r.bundles.Store(&bundles)
 			if s.GraphRootAllocated >= s.GraphRootUsed && s.GraphRootAllocated > 0 {
 				out.StoreFree = int64(s.GraphRootAllocated - s.GraphRootUsed)
 			}

@@ -19,7 +19,8 @@ import (
 type Subject struct {
 	// Connect returns a new connection to the engine, as a restarted daemon has.
 	Connect func(t *testing.T, owner string) runtime.Runtime
-	// Image is a local image, fully named, whose entrypoint is package guest's Program.
+	// Image is a local image, fully named, whose entrypoint is package guest's Program, and
+	// which has guest.Accounts if containers are real processes.
 	Image   string
 	Program string // its path in the image
 	// Archive is a docker archive of an image called localhost/loaded:1, of the same program.
@@ -64,6 +65,7 @@ func Run(t *testing.T, s Subject) {
 		"Usage":            testUsage,
 		"Disk":             testDisk,
 		"Update":           testUpdate,
+		"User":             testUser,
 		"ConcurrentPods":   testConcurrent,
 		"CancelledContext": testCancelled,
 	} {
@@ -73,7 +75,8 @@ func Run(t *testing.T, s Subject) {
 		})
 	}
 	if s.Processes {
-		for name, f := range map[string]func(*testing.T, *fixture){"Mounts": testMounts, "OOM": testOOM, "SandboxLimit": testSandboxLimit, "Namespaces": testNamespaces, "Joined": testJoined, "UpdateLimit": testUpdateLimit} {
+		for name, f := range map[string]func(*testing.T, *fixture){"Mounts": testMounts, "OOM": testOOM, "SandboxLimit": testSandboxLimit, "Namespaces": testNamespaces, "Joined": testJoined, "UpdateLimit": testUpdateLimit,
+			"Groups": testGroups, "OwnUsers": testOwnUsers, "Security": testSecurity, "Devices": testDevices, "Propagation": testPropagation} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				f(t, newFixture(t, s))
@@ -104,9 +107,13 @@ func newFixture(t *testing.T, s Subject) *fixture {
 			t.Errorf("clean up: %v", err)
 		}
 		for _, sandbox := range list {
-			if err := f.rt.RemoveSandbox(ctx, sandbox.ID); err != nil {
-				t.Errorf("clean up: %v", err)
-			}
+			f.poll("sandbox "+sandbox.Name+" is removed", func() bool { // an engine under load may fail once
+				err := f.rt.RemoveSandbox(ctx, sandbox.ID)
+				if err != nil {
+					t.Logf("clean up: %v", err)
+				}
+				return err == nil
+			})
 		}
 	})
 	return f
