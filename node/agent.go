@@ -55,6 +55,8 @@ type Agent struct {
 	reclaim func(ctx context.Context) (freed int64, err error)
 
 	recursiveReadOnly bool // the kernel can
+	uptime            func() (boot string, since time.Duration)
+	watch             func(ctx context.Context) // the clock
 
 	mu       sync.Mutex
 	ctx      context.Context // of Run; nil before
@@ -87,7 +89,9 @@ func New(cfg Config) (*Agent, error) {
 		workers:  map[types.UID]*worker{},
 		orphans:  map[string]bool{},
 		caster:   record.NewBroadcaster(),
+		uptime:   uptime,
 	}
+	a.watch = a.watchClock
 	a.synced = []cache.InformerSynced{a.podsInf.HasSynced, core.Services().Informer().HasSynced}
 	a.events = a.caster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: cfg.Name})
 	a.volumes = volumes.New(cfg.Dir, tokens{cfg.Client})
@@ -168,6 +172,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.spawn(func() { a.pressure.run(ctx) })
 	a.spawn(func() { a.holdToLimits(ctx) })
+	a.spawn(func() { a.watch(ctx) })
 	a.spawn(func() { a.images.Run(ctx) }) // not before the pods are known, whose images it must keep
 	a.watchRuntime(ctx)
 	return nil

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +28,7 @@ func exits(code int) func(context.Context, memory.Process) int {
 
 func TestPodRunsAndGoes(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.create(plainPod)
+		w.create(plainPod + "  securityContext: {runAsUser: 1000, runAsGroup: 2000}\n")
 		w.expect("a", "Running ready=True web:running")
 		pod := w.pod("a")
 		if pod.Status.PodIP != "10.42.0.1" || pod.Status.HostIP != "192.0.2.1" || pod.Status.StartTime == nil {
@@ -34,6 +36,9 @@ func TestPodRunsAndGoes(t *testing.T) {
 		}
 		if id := pod.Status.ContainerStatuses[0].ContainerID; !strings.HasPrefix(id, "podman://") {
 			t.Errorf("container id %q", id)
+		}
+		if u := pod.Status.ContainerStatuses[0].User; u == nil || u.Linux == nil || u.Linux.UID != 1000 || u.Linux.GID != 2000 {
+			t.Errorf("user: %+v", u)
 		}
 		w.delete("a", 30)
 		w.sleep(time.Second)
@@ -216,4 +221,89 @@ func TestDeadline(t *testing.T) {
 			t.Errorf("phase %s reason %s", pod.Status.Phase, pod.Status.Reason)
 		}
 	})
+}
+
+// What a pod has lived counts on over a restart of the daemon, and over a boot of the machine,
+// whatever the clock said and says.
+func TestDeadlineOverRestart(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		set   time.Duration // the start that the API was told is so much later: the clock was ahead then
+		boot  string
+		lives time.Duration // on after the restart
+	}{
+		{"the same boot", 0, "first", 30 * time.Second},
+		{"the same boot, the clock set back", time.Hour, "first", 30 * time.Second},
+		{"the same boot, the clock set forward", -time.Hour, "first", 30 * time.Second},
+		{"another boot", 0, "second", 30 * time.Second},
+		{"another boot, the clock set back", time.Hour, "second", 60 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.create(plainPod + "  activeDeadlineSeconds: 60\n")
+				w.sleep(30*time.Second - 100*time.Millisecond)
+				w.stop()
+				pod := w.pod("a")
+				pod.Status.StartTime = &metav1.Time{Time: pod.Status.StartTime.Add(tt.set)}
+				if _, err := w.client.CoreV1().Pods("default").UpdateStatus(context.Background(), pod, metav1.UpdateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				w.boot = tt.boot
+				w.start() // takes a second
+				w.sleep(tt.lives - 3*time.Second)
+				w.expect("a", "Running ready=True web:running")
+				w.sleep(5 * time.Second)
+				if pod := w.pod("a"); pod.Status.Reason != "DeadlineExceeded" {
+					t.Errorf("phase %s reason %s", pod.Status.Phase, pod.Status.Reason)
+				}
+			})
+		})
+	}
+}
+
+// Whatever a loss of power leaves of the state on disk, the pod goes on by what engine and API know.
+func TestTornState(t *testing.T) {
+	for name, tear := range map[string]func(whole []byte) []byte{
+		"empty":        func([]byte) []byte { return nil },
+		"half":         func(whole []byte) []byte { return whole[:len(whole)/2] },
+		"zeros":        func(whole []byte) []byte { return make([]byte, len(whole)) },
+		"zeros at end": func(whole []byte) []byte { return append(whole[:len(whole)-9:len(whole)-9], make([]byte, 9)...) },
+		"another file": func([]byte) []byte { return []byte("{}") },
+		"null":         func([]byte) []byte { return []byte("null") },
+		"no memory":    func([]byte) []byte { return []byte(`{"sandbox":7,"containers":{"web":null}}`) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.script["web"] = exits(1)
+				w.create(plainPod)
+				w.mu.Lock()
+				delete(w.script, "web")
+				w.mu.Unlock()
+				w.sleep(11 * time.Second)
+				w.expect("a", "Running ready=True web:running*2")
+				w.stop()
+				path := filepath.Join(w.dir, "uid-a", "state.json")
+				whole, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, tear(whole), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				w.clear()
+				w.start()
+				w.sleep(5 * time.Second)
+				w.expect("a", "Running ready=True web:running*2")
+				if w.notes() != "" || len(w.sandboxes()) != 1 {
+					t.Errorf("the new daemon did: %s", w.notes())
+				}
+				if s, _, err := readState(path); err != nil || s.Containers["web"].Attempt != 2 {
+					t.Errorf("the state is not whole again: %+v %v", s, err)
+				}
+				w.machine.Crash() // the sandbox is made anew, and found by its name again
+				w.sleep(5 * time.Second)
+				w.expect("a", "Running ready=True web:running*3")
+			})
+		})
+	}
 }

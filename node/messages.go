@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -63,4 +64,34 @@ func (w *worker) lastWords(pod *v1.Pod, c runtime.Container) string {
 		data = data[len(data)-fallbackBytes:]
 	}
 	return string(data)
+}
+
+// readUsers asks as whom containers were started that run, once each.
+func (w *worker) readUsers() {
+	w.mu.Lock()
+	var running []string
+	if w.sandbox != nil {
+		for _, c := range w.sandbox.Containers {
+			if _, have := w.users[c.ID]; !have && c.State == runtime.Running {
+				running = append(running, c.ID)
+			}
+		}
+	}
+	w.mu.Unlock()
+	for _, id := range running {
+		ctx, cancel := context.WithTimeout(w.ctx, 10*time.Second)
+		u, err := w.a.cfg.Runtime.User(ctx, id)
+		cancel()
+		var user *v1.ContainerUser
+		if err != nil {
+			if !errors.Is(err, runtime.ErrNotFound) {
+				w.a.log.Warn("read user", "pod", w.name(), "error", err)
+			}
+		} else {
+			user = &v1.ContainerUser{Linux: &v1.LinuxContainerUser{UID: u.UID, GID: u.GID, SupplementalGroups: u.Groups}}
+		}
+		w.mu.Lock()
+		w.users[id] = user
+		w.mu.Unlock()
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/renameio/v2"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -168,7 +169,7 @@ func (p podObjects) keep(kind, name string, object any) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("keep %s: %w", kind, err)
 	}
-	if err := replaceFile(path, data); err != nil {
+	if err := renameio.WriteFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("keep %s: %w", kind, err)
 	}
 	return nil

@@ -54,6 +54,9 @@ func (w *worker) reportContainer(c *v1.Container, now time.Time) status.Containe
 	if m.Fresh {
 		k.Actual = nil
 	}
+	if k.Actual != nil {
+		k.User = w.users[k.Actual.ID]
+	}
 	task := w.busy[c.Name]
 	if p := w.probes[c.Name]; p != nil && k.Actual != nil && p.id == k.Actual.ID {
 		v := p.set.Verdict()

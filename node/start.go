@@ -96,7 +96,9 @@ func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runti
 	w.containerEvent(c.Name, v1.EventTypeNormal, "Created", "Container created")
 
 	began := time.Now()
-	if err := rt.StartContainer(call, id); err != nil {
+	if err := rt.StartContainer(call, id); err != nil && ctx.Err() != nil {
+		return &waiting{"RunContainerError", err.Error(), 0} // the pod has to end, or the daemon: nothing failed
+	} else if err != nil {
 		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
 		w.mu.Lock()
 		now := metav1.Now()
@@ -138,7 +140,7 @@ func (w *worker) translate(ctx context.Context, pod *v1.Pod, c *v1.Container, im
 	if err != nil {
 		return runtime.ContainerSpec{}, err
 	}
-	mounts, err := w.a.volumes.Mounts(pod, c, volumes.For{Attempt: attempt, Env: env, Users: w.users(pod), Images: mounted})
+	mounts, err := w.a.volumes.Mounts(pod, c, volumes.For{Attempt: attempt, Env: env, Users: w.namespace(pod), Images: mounted})
 	if err != nil {
 		return runtime.ContainerSpec{}, err
 	}
@@ -156,8 +158,8 @@ func (w *worker) translate(ctx context.Context, pod *v1.Pod, c *v1.Container, im
 	}, objects)
 }
 
-// users is the user namespace of the pod's sandbox; empty: it is the machine's.
-func (w *worker) users(pod *v1.Pod) string {
+// namespace is the user namespace of the pod's sandbox; empty: it is the machine's.
+func (w *worker) namespace(pod *v1.Pod) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !spec.OwnUsers(pod) || w.sandbox == nil {
@@ -212,6 +214,7 @@ func (w *worker) prune(ctx context.Context, sandbox *runtime.Sandbox, name strin
 			s.Containers = slices.DeleteFunc(s.Containers, func(have runtime.Container) bool { return have.ID == c.ID })
 		})
 		delete(w.messages, c.ID)
+		delete(w.users, c.ID)
 		delete(w.mine, c.ID)
 		delete(w.unhealthy, c.ID)
 		w.mu.Unlock()

@@ -26,6 +26,7 @@ func (w *worker) step() {
 		return
 	}
 	w.readMessages()
+	w.readUsers()
 	w.mu.Lock()
 	if w.closed || !w.known || w.dirty {
 		// Not known: the first list of the engine kicks again. Dirty: news came meanwhile.
@@ -35,6 +36,7 @@ func (w *worker) step() {
 		return
 	}
 	now := time.Now()
+	w.beActive(now)
 	w.decideHalt(now)
 	w.admit()
 	w.syncProbes()
@@ -135,22 +137,6 @@ func (w *worker) decideHalt(now time.Time) {
 			w.a.events.Event(pod, v1.EventTypeNormal, "DeadlineExceeded", w.message)
 		}
 	}
-}
-
-// deadline is when activeDeadlineSeconds are over; zero: never. Called with mu.
-func (w *worker) deadline() time.Time {
-	s := w.pod.Spec.ActiveDeadlineSeconds
-	if s == nil {
-		return time.Time{}
-	}
-	start := w.pod.Status.StartTime
-	if start == nil && w.reported != nil {
-		start = w.reported.StartTime
-	}
-	if start == nil {
-		return time.Time{}
-	}
-	return start.Add(time.Duration(*s) * time.Second)
 }
 
 // refuse holds back a pod that asks for what this peer cannot give, and says so.

@@ -35,39 +35,42 @@ type worker struct {
 	pod  *v1.Pod // newest from the API
 	gone bool    // it is not in the API any more
 
-	sandbox    *runtime.Sandbox
-	known      bool // the engine was asked for the sandbox since the daemon began
-	dirty      bool // sandbox may be out of date
-	dirtySeq   int  // counts changes, to see one that came while the engine was asked
-	busy       map[string]*task
-	memory     map[string]*plan.Memory
-	attempt    int                // of the sandbox
-	bounds     *runtime.Resources // of the sandbox as it runs; nil: not known
-	volumes    bool
-	stale      bool      // the contents of volumes may be out of date
-	refreshAt  time.Time // not before, after a failure
-	failing    int       // refreshes in a row that failed
-	attached   bool
-	podIPs     []string
-	notBefore  time.Time // of the next action for the whole pod
-	failures   int       // of such actions in a row
-	torn       int       // 1: stopped, 2: removed
-	halt       plan.Halt
-	failed     string // reason why the pod as a whole was given up
-	message    string
-	disruption *v1.PodCondition    // that says so, if it was evicted
-	booked     bool                // in the ledger, or rejected
-	roomless   bool                // neither yet: others are ended for its sake
-	admitted   bool                // it may run here, for as long as it lives
-	devices    map[string][]string // that it was given, by container
-	probes     map[string]*watched
-	mine       map[string]bool   // container ids that this daemon started
-	unhealthy  map[string]string // container id → why it must be restarted
-	messages   map[string]string // container id → termination message
-	images     map[string]*runtime.Image
-	told       map[string]string // last message by kind of event, not to repeat it
-	reported   *v1.PodStatus
-	saved      []byte
+	sandbox     *runtime.Sandbox
+	known       bool // the engine was asked for the sandbox since the daemon began
+	dirty       bool // sandbox may be out of date
+	dirtySeq    int  // counts changes, to see one that came while the engine was asked
+	busy        map[string]*task
+	memory      map[string]*plan.Memory
+	activeSince time.Time          // since when the pod is, by a clock that is not set
+	wasActive   *active            // the same for the next daemon
+	attempt     int                // of the sandbox
+	bounds      *runtime.Resources // of the sandbox as it runs; nil: not known
+	volumes     bool
+	stale       bool      // the contents of volumes may be out of date
+	refreshAt   time.Time // not before, after a failure
+	failing     int       // refreshes in a row that failed
+	attached    bool
+	podIPs      []string
+	notBefore   time.Time // of the next action for the whole pod
+	failures    int       // of such actions in a row
+	torn        int       // 1: stopped, 2: removed
+	halt        plan.Halt
+	failed      string // reason why the pod as a whole was given up
+	message     string
+	disruption  *v1.PodCondition    // that says so, if it was evicted
+	booked      bool                // in the ledger, or rejected
+	roomless    bool                // neither yet: others are ended for its sake
+	admitted    bool                // it may run here, for as long as it lives
+	devices     map[string][]string // that it was given, by container
+	probes      map[string]*watched
+	mine        map[string]bool              // container ids that this daemon started
+	unhealthy   map[string]string            // container id → why it must be restarted
+	messages    map[string]string            // container id → termination message
+	users       map[string]*v1.ContainerUser // by container id; nil: it cannot be told
+	images      map[string]*runtime.Image
+	told        map[string]string // last message by kind of event, not to repeat it
+	reported    *v1.PodStatus
+	saved       []byte
 }
 
 type task struct {
@@ -93,6 +96,7 @@ func newWorker(a *Agent, ctx context.Context, pod *v1.Pod) *worker {
 		mine:      map[string]bool{},
 		unhealthy: map[string]string{},
 		messages:  map[string]string{},
+		users:     map[string]*v1.ContainerUser{},
 		images:    map[string]*runtime.Image{},
 		told:      map[string]string{},
 	}

@@ -37,6 +37,8 @@ type world struct {
 	config  Resources // of the next daemon; its Machine is the world's
 	storage Storage   // of the next daemon
 	stop    func()
+	boot    string    // of the machine, by name
+	booted  time.Time // by a clock that is not set
 
 	mu     sync.Mutex
 	seen   eviction.Observations                                      // of the machine
@@ -87,6 +89,7 @@ func inWorld(t *testing.T, f func(w *world), objects ...kruntime.Object) {
 			t: t, dir: dir, client: fake.NewClientset(objects...),
 			network: &fakeNetwork{attached: map[string]netip.Addr{}},
 			script:  map[string]func(context.Context, memory.Process) int{},
+			boot:    "first", booted: time.Now().Add(-time.Hour),
 		}
 		// Events are named by the nanosecond, of which many happen in one here.
 		named := map[string]int{}
@@ -207,6 +210,8 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	agent.uptime = func() (string, time.Duration) { return w.boot, time.Since(w.booted) }
+	agent.watch = func(context.Context) {} // the machine's own clock is outside of the bubble
 	w.agent = agent
 	factory.Start(ctx.Done())
 	done := make(chan error, 1)

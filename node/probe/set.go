@@ -133,7 +133,8 @@ const firstTries = 100 * time.Millisecond
 // loop probes once a period, a readiness probe that never passed more often, and calls settled when as many probes in a row as its
 // threshold demands contradict or, at first, confirm what was believed.
 func (s *Set) loop(ctx context.Context, kind Kind, p *v1.Probe, believed bool, settled func(ok bool) (goOn bool)) {
-	delay := time.Duration(p.InitialDelaySeconds)*time.Second - time.Since(s.cfg.StartedAt)
+	initial := time.Duration(p.InitialDelaySeconds) * time.Second
+	delay := min(initial-time.Since(s.cfg.StartedAt), initial) // it was started in the future if the clock was set back since
 	period := max(time.Duration(p.PeriodSeconds)*time.Second, time.Second)
 	timer := time.NewTimer(max(delay, 0))
 	defer timer.Stop()

@@ -65,13 +65,14 @@ func TestProfiles(t *testing.T) {
 
 func TestStrictGroups(t *testing.T) {
 	for _, tt := range []struct{ security, image, want string }{
-		{`{}`, "", "0:0"},
-		{`{}`, "root", "0:0"},
-		{`{}`, "5:6", ""},
-		{`{runAsUser: 0}`, "", "0:0"},
+		{`{}`, "", "0"},
+		{`{}`, "root", "root"},
+		{`{}`, "5:6", "5:6"},
+		{`{runAsUser: 0}`, "", "0"},
 		{`{runAsUser: 5, runAsGroup: 6}`, "", "5:6"},
-		{`{runAsUser: 5}`, "", "error: supplementalGroupsPolicy: Strict needs runAsGroup for a container that runs as user 5"},
-		{`{}`, "www", "error: supplementalGroupsPolicy: Strict needs runAsGroup for a container that runs as user www"},
+		{`{runAsUser: 5}`, "", "5"},
+		{`{runAsGroup: 6}`, "www", "www:6"},
+		{`{}`, "www", "www"},
 	} {
 		pod := podOf(t, `{securityContext: {supplementalGroupsPolicy: Strict}, containers: [{name: web, securityContext: `+tt.security+`}]}`)
 		c, err := Container(pod, &pod.Spec.Containers[0], Input{Image: runtime.Image{User: tt.image}}, objects{})
@@ -79,7 +80,7 @@ func TestStrictGroups(t *testing.T) {
 		if err != nil {
 			have = "error: " + err.Error()
 		}
-		if have != tt.want {
+		if have != tt.want || c.ImageGroups {
 			t.Errorf("%s of image %q: have %s, want %s", tt.security, tt.image, have, tt.want)
 		}
 	}

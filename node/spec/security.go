@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -17,10 +18,11 @@ func applySecurity(out *runtime.ContainerSpec, pod *v1.Pod, c *v1.Container, in 
 	if err := verifyNonRoot(sc, in.Image); err != nil {
 		return fmt.Errorf("%w (pod: %q, container: %s)", err, fmt.Sprintf("%s_%s(%s)", pod.Name, pod.Namespace, pod.UID), c.Name)
 	}
-	out.User = user(sc, in.Image)
+	out.User, out.ImageGroups = user(sc, in.Image), true
 	if strictGroups(pod) {
-		if err := withoutGroups(out, in.Image); err != nil {
-			return err
+		out.ImageGroups = false
+		if out.User == "" {
+			out.User = cmp.Or(in.Image.User, "0")
 		}
 	}
 	if psc := pod.Spec.SecurityContext; psc != nil {
@@ -47,24 +49,6 @@ func applySecurity(out *runtime.ContainerSpec, pod *v1.Pod, c *v1.Container, in 
 func strictGroups(pod *v1.Pod) bool {
 	sc := pod.Spec.SecurityContext
 	return sc != nil && sc.SupplementalGroupsPolicy != nil && *sc.SupplementalGroupsPolicy == v1.SupplementalGroupsPolicyStrict
-}
-
-// withoutGroups keeps the groups of the image's /etc/group away: the engine looks them
-// up only where no group is named. Where none is, and the user is not root, only the
-// image's /etc/passwd could tell which one it is.
-func withoutGroups(out *runtime.ContainerSpec, image runtime.Image) error {
-	name := out.User
-	if name == "" {
-		name = image.User
-	}
-	switch {
-	case strings.Contains(name, ":"):
-	case name == "", name == "0", name == "root":
-		out.User = "0:0"
-	default:
-		return fmt.Errorf("supplementalGroupsPolicy: Strict needs runAsGroup for a container that runs as user %s", name)
-	}
-	return nil
 }
 
 func applyAppArmor(out *runtime.ContainerSpec, pod *v1.Pod, c *v1.Container) {

@@ -27,6 +27,7 @@ type Container struct {
 	Ready    bool                         // readiness probe passed, or there is none
 	Old      *v1.ContainerStatus          // as reported before; nil: never
 	Image    *runtime.Image               // nil: not known
+	User     *v1.ContainerUser            // of the newest attempt; nil: not known
 	Sized    bool                         // it runs with the resources that the pod names now
 }
 
@@ -76,6 +77,7 @@ func Build(in Input) v1.PodStatus {
 			out.PodIPs = append(out.PodIPs, v1.PodIP{IP: ip})
 		}
 	}
+	boundMessages(&out)
 	out.Phase = Phase(in, out.InitContainerStatuses, out.ContainerStatuses)
 	if pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded {
 		out.Phase = pod.Status.Phase // a pod never comes back from its end
@@ -129,7 +131,7 @@ func container(in Input, c *v1.Container, k Container, init bool) v1.ContainerSt
 	}
 	if k.Actual != nil {
 		out.ContainerID = "podman://" + k.Actual.ID
-		out.ImageID = k.Actual.ImageID
+		out.ImageID, out.User = k.Actual.ImageID, k.User
 	}
 	if k.Image != nil {
 		out.ImageID = imageID(c.Image, *k.Image)

@@ -69,6 +69,14 @@ func (p *projection) token(ctx context.Context, src *v1.ServiceAccountTokenProje
 	return nil
 }
 
+// ForgetTokens has all tokens asked for anew when their volumes are next set up: they may
+// have expired before their time, for the clock was set.
+func (m *Manager) ForgetTokens() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.issued)
+}
+
 // onlyUser is the user that all containers of the pod run as, if the spec says so.
 func onlyUser(pod *v1.Pod) *int64 {
 	var base, found *int64
