@@ -155,8 +155,8 @@ func TestImageDamagedByPowerLoss(t *testing.T) {
 	create(t, served)
 	waitReady(t, time.Minute, "whole", "served")
 	for name, breaking := range map[string]func(id, layer string){
-		"bytes instead of": func(_, layer string) { truncate(t, 0, stored("overlay", layer, "diff", "hello")) },
-		"its manifest has": func(id, _ string) { truncate(t, 0, stored("overlay-images", id, "manifest")) },
+		"the file hello has 0 bytes": func(_, layer string) { truncate(t, 0, stored("overlay", layer, "diff", "hello")) },
+		"its manifest has":           func(id, _ string) { truncate(t, 0, stored("overlay-images", id, "manifest")) },
 	} {
 		crashed(t, func() { breaking(storedImage(t, "localhost/hello:1")) })
 		back(t, "whole")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -114,5 +115,97 @@ func TestDiskPressure(t *testing.T) {
 	t.Logf("a hard threshold evicts within %.1fs of the pod's creation", time.Since(began).Seconds())
 	waitReady(t, time.Minute, "modest")
 	waitCondition(t, v1.NodeDiskPressure, v1.TaintNodeDiskPressure, v1.ConditionFalse)
+	clear(t)
+}
+
+// pidsLeft is how many process ids are, as kubelet counts, where the peer runs: a host of
+// the lab has ids of its own.
+func pidsLeft(t *testing.T) int {
+	t.Helper()
+	number := func(text string) int {
+		n, err := strconv.Atoi(strings.TrimSpace(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	_, all, _ := strings.Cut(strings.Fields(sh(t, "cat /proc/loadavg"))[3], "/")
+	return min(number(sh(t, "cat /proc/sys/kernel/pid_max")), number(sh(t, "cat /proc/sys/kernel/threads-max"))) - number(all)
+}
+
+const forker = `
+apiVersion: v1
+kind: Pod
+metadata: {name: forker}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: web, image: "localhost/busybox:1", command: [sh, -c, "i=0; while [ $i -lt 1500 ]; do sleep 100000 & i=$((i+1)); done; wait"]}
+`
+
+// A pod that takes the machine's process ids goes, and nobody else.
+func TestPIDPressure(t *testing.T) {
+	create(t, fmt.Sprintf(plain, "modest"))
+	create(t, forker)
+	waitReady(t, time.Minute, "modest", "forker")
+	eventually(t, time.Minute, func() error {
+		out, err := try(t, "rookery", "exec", "forker", "--", "sh", "-c", "ls -d /proc/[0-9]* | wc -l")
+		if n, _ := strconv.Atoi(strings.TrimSpace(out)); err == nil && n < 1500 {
+			err = fmt.Errorf("the pod has only %s processes", out)
+		}
+		return err
+	})
+	// With half of them it would be enough: what else runs on this machine comes and goes.
+	withFlags(t, fmt.Sprintf("--eviction-hard=pid.available=%d,nodefs.available=1%%,imagefs.available=1%%", pidsLeft(t)+750), "--eviction-pressure-transition-period=5s")
+	waitCondition(t, v1.NodePIDPressure, v1.TaintNodePIDPressure, v1.ConditionTrue)
+	if p := waitFailed(t, "forker", "Evicted"); !strings.Contains(p.Status.Message, "The node was low on resource: pids") {
+		t.Errorf("the message is %q", p.Status.Message)
+	}
+	waitCondition(t, v1.NodePIDPressure, v1.TaintNodePIDPressure, v1.ConditionFalse)
+	waitReady(t, time.Minute, "modest")
+	clear(t)
+}
+
+const bound = `
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  nodeName: h1
+  terminationGracePeriodSeconds: 1
+  %s
+  containers:
+  - {name: web, image: "localhost/busybox:1", command: [sleep, "100000"], resources: {requests: {memory: %s}}}
+`
+
+// Pods that are bound to a peer without room for them are turned away; a critical one
+// takes the room of another.
+func TestNoRoom(t *testing.T) {
+	withFlags(t, "--max-pods=2")
+	eventually(t, 30*time.Second, func() error {
+		n, err := api.CoreV1().Nodes().Get(t.Context(), host, metav1.GetOptions{})
+		if err == nil && n.Status.Allocatable.Pods().Value() != 2 {
+			err = fmt.Errorf("the Node takes %s pods", n.Status.Allocatable.Pods())
+		}
+		return err
+	})
+	create(t, fmt.Sprintf(plain, "first"))
+	waitReady(t, time.Minute, "first")
+	create(t, fmt.Sprintf(bound, "huge", "", "1000Gi"))
+	if p := waitFailed(t, "huge", "OutOfmemory"); !strings.Contains(p.Status.Message, "Node didn't have enough resource: memory") {
+		t.Errorf("the message is %q", p.Status.Message)
+	}
+	create(t, fmt.Sprintf(bound, "second", "", "10Mi"))
+	waitReady(t, time.Minute, "second")
+	create(t, fmt.Sprintf(bound, "third", "", "10Mi"))
+	if p := waitFailed(t, "third", "OutOfpods"); !strings.Contains(p.Status.Message, "Node didn't have enough resource: pods, requested: 1, used: 2, capacity: 2") {
+		t.Errorf("the message is %q", p.Status.Message)
+	}
+	create(t, fmt.Sprintf(bound, "vital", "priorityClassName: system-cluster-critical", "10Mi"))
+	waitFailed(t, "first", "Preempting") // it requests nothing, the other something
+	waitReady(t, time.Minute, "vital", "second")
+	if all := containers(t, "first"); len(all) != 0 {
+		t.Errorf("of the preempted pod is left: %v", all)
+	}
 	clear(t)
 }
