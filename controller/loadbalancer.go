@@ -126,8 +126,10 @@ func balanced(s *corev1.Service) bool {
 		(s.Spec.LoadBalancerClass == nil || *s.Spec.LoadBalancerClass == LoadBalancerClass)
 }
 
-//nolint:staticcheck // deprecated, and what people write
-func requested(s *corev1.Service) string { return s.Spec.LoadBalancerIP }
+// requested is the address that the Service asks for by name, "" for any.
+func requested(s *corev1.Service) string {
+	return s.Spec.LoadBalancerIP
+}
 
 // granted is the address that the Service has now.
 func granted(s *corev1.Service) netip.Addr {
