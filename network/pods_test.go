@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 )
 
 func only(t *testing.T, got map[string]int, want string) {
@@ -73,7 +72,7 @@ func TestRestartAdoptsEverything(t *testing.T) {
 	a, b, c := h1.pod("a"), h1.pod("b"), h2.pod("c")
 	services, slices := hello(a, c)
 	l.put(services, slices)
-	eventually(t, 5*time.Second, func() string {
+	eventually(t, patience, func() string {
 		return want(b.dial("tcp4", clusterIP+":80", 8), "a", "c")
 	})
 	state := func() string {
@@ -98,7 +97,7 @@ func TestRestartAdoptsEverything(t *testing.T) {
 	// The first write of the Services' rules must have changed nothing, and not be missing either:
 	// another change comes after it.
 	l.put(hello(a))
-	eventually(t, 3*time.Second, func() string { return want(b.dial("tcp4", clusterIP+":80", 8), "a") })
+	eventually(t, patience, func() string { return want(b.dial("tcp4", clusterIP+":80", 8), "a") })
 	eventually(t, patience, func() string { // the daemon says so only afterwards
 		if n := strings.Count(h1.stderr.String(), "nftables written"); n != 1 {
 			return fmt.Sprintf("%d writes since the restart, want the last change's only:\n%s", n, h1.stderr.String())
