@@ -36,13 +36,23 @@ func (a *Agent) Handler() http.Handler {
 // streams is stream.Pods.
 type streams struct{ a *Agent }
 
+// find returns the pod of that name, or nil. One that was removed from the API and is being
+// torn down is meant only while there is no other.
 func (s streams) find(namespace, name string) *worker {
+	var removed *worker
 	for _, w := range s.a.allWorkers() {
-		if pod := w.spec(); pod.Namespace == namespace && pod.Name == name {
+		w.mu.Lock()
+		pod, gone := w.pod, w.gone
+		w.mu.Unlock()
+		switch {
+		case pod.Namespace != namespace || pod.Name != name:
+		case gone:
+			removed = w
+		default:
 			return w
 		}
 	}
-	return nil
+	return removed
 }
 
 // Has implements stream.Pods.

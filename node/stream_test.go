@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/rundigitalplatform/rookery/runtime/memory"
 )
 
@@ -43,6 +45,35 @@ func TestLogs(t *testing.T) {
 			w.agent.Handler().ServeHTTP(answer, httptest.NewRequest("GET", "/containerLogs/default/"+tt.path, nil))
 			if body := answer.Body.String(); answer.Code != tt.status || !strings.HasPrefix(body, tt.want) {
 				t.Errorf("%s: %d %q, want %d %q", tt.path, answer.Code, body, tt.status, tt.want)
+			}
+		}
+	})
+}
+
+// A pod that was deleted by force ends while the next of its name runs already: that one is meant.
+func TestStreamsOfTheNewPod(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.script["web"] = func(ctx context.Context, _ memory.Process) int { <-ctx.Done(); return 137 }
+		next := w.create(plainPod).DeepCopy()
+		pods := w.client.CoreV1().Pods("default")
+		if err := pods.Delete(context.Background(), "a", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		w.settle()
+		if old := (streams{w.agent}).find("default", "a"); old == nil || old.uid != "uid-a" {
+			t.Errorf("the old pod is %v", old)
+		}
+		next.UID, next.ResourceVersion = "uid-next", ""
+		if _, err := pods.Create(context.Background(), next, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		w.settle()
+		if n := len(w.agent.allWorkers()); n != 2 {
+			t.Fatalf("%d pods, want the old one still", n)
+		}
+		for range 20 { // they are in no order
+			if found := (streams{w.agent}).find("default", "a"); found == nil || found.uid != "uid-next" {
+				t.Fatalf("found %v", found)
 			}
 		}
 	})
