@@ -18,8 +18,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-const base, top = "aaaa", "bbbb"
-
 // storage is what Podman leaves of one image of two layers and a container.
 func storage(t *testing.T) (dir string) {
 	t.Helper()
