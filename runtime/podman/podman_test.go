@@ -120,7 +120,7 @@ func TestHang(t *testing.T) {
 			if err := f(ctx); !errors.Is(err, context.DeadlineExceeded) || name != "exec" && !strings.Contains(err.Error(), "systemctl restart podman.service") {
 				t.Errorf("error is %v", err)
 			}
-			if took := time.Since(began); took > 2*time.Second {
+			if took := time.Since(began); took > 20*time.Second {
 				t.Errorf("returned after %s", took)
 			}
 		})
