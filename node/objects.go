@@ -169,7 +169,7 @@ func (p podObjects) keep(kind, name string, object any) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("keep %s: %w", kind, err)
 	}
-	if err := renameio.WriteFile(path, data, 0o600); err != nil {
+	if err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path))); err != nil {
 		return fmt.Errorf("keep %s: %w", kind, err)
 	}
 	return nil

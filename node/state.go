@@ -73,7 +73,7 @@ func (w *worker) save() {
 	w.mu.Unlock()
 	if err == nil && !skip {
 		if err = os.MkdirAll(filepath.Dir(w.statePath()), 0o700); err == nil {
-			err = renameio.WriteFile(w.statePath(), data, 0o600) // the old or the new one, also after a loss of power
+			err = renameio.WriteFile(w.statePath(), data, 0o600, renameio.WithTempDir(filepath.Dir(w.statePath()))) // the old or the new one, also after a loss of power
 		}
 		if err == nil {
 			w.mu.Lock()

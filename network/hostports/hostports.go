@@ -168,7 +168,7 @@ func (b *Book) replace(next map[string][]Port) error {
 	if err := os.MkdirAll(filepath.Dir(b.path), 0o700); err != nil {
 		return fmt.Errorf("write host ports: %w", err)
 	}
-	if err := renameio.WriteFile(b.path, raw, 0o600); err != nil {
+	if err := renameio.WriteFile(b.path, raw, 0o600, renameio.WithTempDir(filepath.Dir(b.path))); err != nil {
 		return fmt.Errorf("write host ports: %w", err)
 	}
 	b.pods = next

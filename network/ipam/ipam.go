@@ -177,7 +177,7 @@ func (p *Pool) save() error {
 	if err := os.MkdirAll(filepath.Dir(p.path), 0o700); err != nil {
 		return fmt.Errorf("write pod addresses: %w", err)
 	}
-	if err := renameio.WriteFile(p.path, raw, 0o600); err != nil {
+	if err := renameio.WriteFile(p.path, raw, 0o600, renameio.WithTempDir(filepath.Dir(p.path))); err != nil {
 		return fmt.Errorf("write pod addresses: %w", err)
 	}
 	return nil

@@ -80,7 +80,7 @@ func (m *Manager) save() {
 		err = os.MkdirAll(filepath.Dir(m.cfg.File), 0o700)
 	}
 	if err == nil {
-		err = renameio.WriteFile(m.cfg.File, data, 0o600)
+		err = renameio.WriteFile(m.cfg.File, data, 0o600, renameio.WithTempDir(filepath.Dir(m.cfg.File)))
 	}
 	if err != nil {
 		m.cfg.Logger.Warn("remember what was pulled", "error", err)

@@ -53,7 +53,7 @@ func (m *Manager) IDs(uid types.UID) (runtime.IDRange, error) {
 			return runtime.IDRange{}, fmt.Errorf("write user ids: %w", err)
 		}
 		// Synced: half a file after a power loss would keep every pod with ids of its own from starting.
-		if err := renameio.WriteFile(m.idsFile(uid), []byte(strconv.Itoa(int(n))), 0o600); err != nil {
+		if err := renameio.WriteFile(m.idsFile(uid), []byte(strconv.Itoa(int(n))), 0o600, renameio.WithTempDir(m.PodDir(uid))); err != nil {
 			return runtime.IDRange{}, fmt.Errorf("write user ids: %w", err)
 		}
 		return rangeOf(n), nil
