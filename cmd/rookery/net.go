@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -15,15 +16,19 @@ import (
 func netCommand() *cobra.Command {
 	var asJSON bool
 	var namespace string
-	root := &cobra.Command{Use: "net SERVICE", Short: "Where a Service's connections go, who is left out and why", Args: cobra.ExactArgs(1),
+	root := &cobra.Command{Use: "net [NAMESPACE/]SERVICE", Short: "Where a Service's connections go, who is left out and why", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			service := args[0]
+			if ns, name, ok := strings.Cut(service, "/"); ok { // also the way to one that is called as a verb below
+				namespace, service = ns, name
+			}
 			client, err := dial()
 			if err != nil {
 				return err
 			}
-			s, err := client.NetService(c.Context(), namespace, args[0])
+			s, err := client.NetService(c.Context(), namespace, service)
 			if err != nil {
-				return fmt.Errorf("look at service %s/%s: %w", namespace, args[0], err)
+				return fmt.Errorf("look at service %s/%s: %w", namespace, service, err)
 			}
 			if asJSON {
 				return json.NewEncoder(c.OutOrStdout()).Encode(s)

@@ -80,7 +80,7 @@ func TestPodsReachEachOtherUntranslated(t *testing.T) {
 // `rookery net` shows where a Service's connections go, and tries every way there is.
 func TestNetShowsWhereConnectionsGo(t *testing.T) {
 	scale(t, "h1", 9)
-	out := sh(t, "h2", "rookery net hello -n hello")
+	out := sh(t, "h2", "rookery net hello/hello")
 	if n := strings.Count(out, "yes"); n != 18 || strings.Contains(out, "no:") { // two ports
 		t.Errorf("of 9 pods with two ports %d get connections:\n%s", n, out)
 	}
