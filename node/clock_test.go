@@ -23,10 +23,10 @@ func TestClockSet(t *testing.T) {
 	go func() { ended <- clockSet(ctx, func() { told <- struct{}{} }) }()
 	late := time.After(time.Minute)
 	for n := 0; n < 2; {
-		if _, err := unix.ClockAdjtime(unix.CLOCK_REALTIME, &unix.Timex{Modes: unix.ADJ_SETOFFSET | unix.ADJ_NANO, Time: unix.Timeval{Usec: 1}}); errors.Is(err, unix.EPERM) {
-			t.Skip("the clock may not be set here")
+		if _, err := unix.ClockAdjtime(unix.CLOCK_REALTIME, &unix.Timex{Modes: unix.ADJ_SETOFFSET | unix.ADJ_NANO, Time: unix.Timeval{Usec: 1}}); errors.Is(err, unix.EPERM) && os.Getenv("ROOKERY_SKIP_ROOT") == "1" {
+			t.Skip("setting the clock needs root")
 		} else if err != nil {
-			t.Fatal(err)
+			t.Fatalf("set the clock: %v; run as root, or set ROOKERY_SKIP_ROOT=1 to go without", err)
 		}
 		select {
 		case <-told:

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rundigitalplatform/rookery/test/lab"
+	"github.com/rundigitalplatform/rookery/test/lab/labtest"
 )
 
 // report mirrors what `hello load` prints.
@@ -27,38 +28,14 @@ type report struct {
 // shared is the lab of three peers with the sample on it.
 var shared *lab.Lab
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("rookery-e2e-%d", os.Getpid()))
-	defer func() {
-		if os.Getenv("ROOKERY_KEEP_LAB") != "" {
-			fmt.Println("the lab is kept at", dir)
-			return
+func TestMain(m *testing.M) {
+	os.Exit(labtest.Main(m, "e2e", lab.Options{Peers: 3, Flags: []string{"--lan-zone", "home.arpa"}}, func(ctx context.Context, l *lab.Lab) error {
+		shared = l
+		if out, err := l.Run(ctx, "h1", "rookery", "apply", "-f", sample()); err != nil {
+			return fmt.Errorf("apply the sample: %w %s", err, out)
 		}
-		if err := lab.Down(context.Background(), dir); err != nil {
-			fmt.Fprintln(os.Stderr, "end lab:", err)
-		}
-	}()
-	l, err := lab.Up(ctx, lab.Options{Dir: dir, Peers: 3, Bin: "../../bin", Flags: []string{"--lan-zone", "home.arpa"}}, func(s string) { fmt.Println("lab:", s) })
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "start lab:", err)
-		lab.TailLogs(os.Stderr, dir)
-		return 1
-	}
-	shared = l
-	if out, err := l.Run(ctx, "h1", "rookery", "apply", "-f", sample()); err != nil {
-		fmt.Fprintln(os.Stderr, "apply sample:", err, out)
-		lab.TailLogs(os.Stderr, dir)
-		return 1
-	}
-	code := m.Run()
-	if code != 0 {
-		lab.TailLogs(os.Stderr, dir)
-	}
-	return code
+		return nil
+	}))
 }
 
 func sample() string {
@@ -99,21 +76,7 @@ func refused(t *testing.T, host string, argv ...string) string {
 	return out
 }
 
-// eventually polls what until it returns nil; the last error is what it says when time is up.
-func eventually(t *testing.T, within time.Duration, what func() error) time.Duration {
-	t.Helper()
-	began := time.Now()
-	for {
-		err := what()
-		if err == nil {
-			return time.Since(began)
-		}
-		if time.Since(began) > within {
-			t.Fatalf("not within %s: %v", within, err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-}
+var eventually = labtest.Eventually
 
 type pod struct {
 	Metadata struct {

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/rundigitalplatform/rookery/test/lab"
+	"github.com/rundigitalplatform/rookery/test/lab/labtest"
 )
 
 // host is the only peer.
@@ -31,37 +31,12 @@ var (
 	api    kubernetes.Interface // of the peer
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) (code int) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-	defer cancel()
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("rookery-sv-%d", os.Getpid()))
-	defer func() {
-		if keep := os.Getenv("ROOKERY_KEEP_LAB"); keep != "" && (keep != "failed" || code != 0) {
-			fmt.Println("the lab is kept at", dir)
-			return
-		}
-		if err := lab.Down(context.Background(), dir); err != nil {
-			fmt.Fprintln(os.Stderr, "end lab:", err)
-		}
-	}()
-	l, err := lab.Up(ctx, lab.Options{Dir: dir, Peers: 1, Bin: "../../bin"}, func(s string) { fmt.Println("lab:", s) })
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "start lab:", err)
-		lab.TailLogs(os.Stderr, dir)
-		return 1
-	}
-	shared = l
-	if api, err = l.API(); err != nil {
-		fmt.Fprintln(os.Stderr, "make client:", err)
-		return 1
-	}
-	code = m.Run()
-	if code != 0 {
-		lab.TailLogs(os.Stderr, dir)
-	}
-	return code
+func TestMain(m *testing.M) {
+	os.Exit(labtest.Main(m, "sv", lab.Options{Peers: 1}, func(_ context.Context, l *lab.Lab) (err error) {
+		shared = l
+		api, err = l.API()
+		return err
+	}))
 }
 
 // try runs a command in the peer's host.
@@ -116,21 +91,7 @@ func remove(t *testing.T, name string) {
 	}
 }
 
-// eventually polls what until it returns nil; the last error is what it says when time is up.
-func eventually(t *testing.T, within time.Duration, what func() error) time.Duration {
-	t.Helper()
-	began := time.Now()
-	for {
-		err := what()
-		if err == nil {
-			return time.Since(began)
-		}
-		if time.Since(began) > within {
-			t.Fatalf("not within %s: %v", within, err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-}
+var eventually = labtest.Eventually
 
 // pod is one of namespace default, as the API has it.
 func pod(name string) (*v1.Pod, error) {
