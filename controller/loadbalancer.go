@@ -3,6 +3,7 @@ package controller
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -36,8 +37,10 @@ func ParseAddressRange(text string) (AddressRange, error) {
 		}
 	} else if p, perr := netip.ParsePrefix(text); perr == nil {
 		r.First, r.Last = p.Masked().Addr(), p.Masked().Addr()
-		for next := r.Last.Next(); p.Contains(next) && p.Addr().Is4() && p.Bits() >= 16; next = next.Next() {
-			r.Last = next
+		if r.First.Is4() {
+			b := r.First.As4()
+			binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|uint32(1<<(32-p.Bits())-1))
+			r.Last = netip.AddrFrom4(b)
 		}
 	} else {
 		r.First, err = netip.ParseAddr(text)

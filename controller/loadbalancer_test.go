@@ -75,6 +75,12 @@ func TestParseAddressRange(t *testing.T) {
 	if r := must(t, "192.0.2.240/28"); r.First.String() != "192.0.2.240" || r.Last.String() != "192.0.2.255" {
 		t.Error(r)
 	}
+	if r := must(t, "10.1.2.3/8"); r.First.String() != "10.0.0.0" || r.Last.String() != "10.255.255.255" {
+		t.Error(r)
+	}
+	if r := must(t, "192.0.2.7/32"); r.First != r.Last || r.Last.String() != "192.0.2.7" {
+		t.Error(r)
+	}
 	for _, bad := range []string{"", "x", "192.0.2.9-192.0.2.1", "192.0.2.1-", "fd00::1", "192.0.2.1-fd00::1"} {
 		if r, err := ParseAddressRange(bad); err == nil {
 			t.Errorf("%q is read as %v", bad, r)

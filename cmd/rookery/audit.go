@@ -3,9 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 
-	"gopkg.in/natefinch/lumberjack.v2"
 	auditinternal "k8s.io/apiserver/pkg/apis/audit"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 	"k8s.io/apiserver/pkg/audit/policy"
@@ -51,15 +49,10 @@ func (c *config) audit() (*apiserver.Audit, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit-policy %s: %w", c.AuditPolicy, err)
 	}
-	// Opened once here, so that a path that cannot work is told now and not in a log.
-	f, err := os.OpenFile(c.AuditLog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	out, err := rotated("audit-log", c.AuditLog, c.AuditMaxSize, c.AuditMaxFiles)
 	if err != nil {
-		return nil, fmt.Errorf("audit-log: %w", err)
+		return nil, err
 	}
-	if err := f.Close(); err != nil {
-		return nil, fmt.Errorf("audit-log: %w", err)
-	}
-	out := &lumberjack.Logger{Filename: c.AuditLog, MaxSize: c.AuditMaxSize, MaxBackups: c.AuditMaxFiles, Compress: true}
 	return &apiserver.Audit{
 		Policy:  policy.NewPolicyRuleEvaluator(rules),
 		Backend: auditlog.NewBackend(out, auditlog.FormatJson, auditv1.SchemeGroupVersion),

@@ -33,7 +33,9 @@ func checkCommand() *cobra.Command {
 		}
 		all := append(vital(c.Context(), cfg, engine), kernel(c.Context())...)
 		all = append(all, check.Clock(time.Now()))
-		if info, err := engine.Info(c.Context()); err == nil && info.StoreDir != "" {
+		ctx, cancel := context.WithTimeout(c.Context(), 10*time.Second)
+		defer cancel()
+		if info, err := engine.Info(ctx); err == nil && info.StoreDir != "" {
 			all = append(all, checkStorage(info.StoreDir))
 		} else if at, err := (&storage{dir: cfg.DataDir}).place(); err == nil && at != "" {
 			all = append(all, checkStorage(at))

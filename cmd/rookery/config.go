@@ -255,8 +255,10 @@ func (c *config) validate() error {
 		return fmt.Errorf("--load-balancer-addresses: %w", err)
 	}
 	for _, r := range ranges {
-		if pods.Contains(r.First) || pods.Contains(r.Last) || services.Contains(r.First) || services.Contains(r.Last) {
-			return fmt.Errorf("--load-balancer-addresses %s-%s: they have to be of the LAN, not of the cluster's own networks", r.First, r.Last)
+		for _, own := range []netip.Prefix{pods, services} {
+			if own.Contains(r.First) || r.Contains(own.Masked().Addr()) {
+				return fmt.Errorf("--load-balancer-addresses %s-%s: they have to be of the LAN, not of the cluster's own networks", r.First, r.Last)
+			}
 		}
 	}
 	if err := spec.ValidSysctls(c.UnsafeSysctls); err != nil {
@@ -335,4 +337,16 @@ func (c *config) address() (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("this machine has no default route and %d addresses %v: choose one with --advertise-address", len(found), found)
 	}
 	return found[0], nil
+}
+
+// networks reads a setting that is a list of networks.
+func networks(setting string, list []string) (all []netip.Prefix, err error) {
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("--%s %q is not a network such as 192.168.1.0/24", setting, s)
+		}
+		all = append(all, p.Masked())
+	}
+	return all, nil
 }

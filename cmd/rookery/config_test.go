@@ -62,16 +62,17 @@ func TestSourcesOfSettings(t *testing.T) {
 
 func TestValidateSaysWhatCannotWork(t *testing.T) {
 	for args, want := range map[string]string{
-		"--pod-cidr=10.0.0.1/16":    "is not a network",
-		"--pod-cidr=10.43.0.0/16":   "overlap",
-		"--pod-cidr=fd00::/64":      "IPv4",
-		"--cluster-dns=192.168.1.1": "is not an address in --service-cidr",
-		"--network=flannel":         "use wireguard, vxlan or direct",
-		"--node-ports=32767-30000":  "is not a range",
-		"--log-level=loud":          "debug, info, warn and error",
-		"--data-dir=var":            "not an absolute path",
-		"--evict-after=-1s":         "negative",
-		"--name=":                   "--name",
+		"--pod-cidr=10.0.0.1/16":                            "is not a network",
+		"--pod-cidr=10.43.0.0/16":                           "overlap",
+		"--pod-cidr=fd00::/64":                              "IPv4",
+		"--cluster-dns=192.168.1.1":                         "is not an address in --service-cidr",
+		"--load-balancer-addresses=10.0.0.0-10.255.255.255": "of the LAN",
+		"--network=flannel":                                 "use wireguard, vxlan or direct",
+		"--node-ports=32767-30000":                          "is not a range",
+		"--log-level=loud":                                  "debug, info, warn and error",
+		"--data-dir=var":                                    "not an absolute path",
+		"--evict-after=-1s":                                 "negative",
+		"--name=":                                           "--name",
 
 		"--lan-zone=lan.cluster.local":               "overlap",
 		"--lan-zone=home@arpa":                       "is not a domain name",

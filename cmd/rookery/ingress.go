@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"gopkg.in/natefinch/lumberjack.v2"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/metrics/legacyregistry"
@@ -76,21 +75,17 @@ func (c *ingressConfig) load() (ingress.Config, error) {
 		if !pool.AppendCertsFromPEM(text) {
 			return out, fmt.Errorf("ingress-acme-ca-file %s holds no certificate in PEM", c.ACMECAFile)
 		}
-		out.ACME.Client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, Proxy: http.ProxyFromEnvironment}}
+		transport := http.DefaultTransport.(*http.Transport).Clone()
+		transport.TLSClientConfig = &tls.Config{RootCAs: pool}
+		out.ACME.Client = &http.Client{Transport: transport}
 	}
 	size, err := resource.ParseQuantity(c.MaxBody)
 	if err != nil || size.Sign() < 0 {
 		return out, fmt.Errorf("--ingress-max-body %q is not a size such as 100Mi", c.MaxBody)
 	}
 	out.MaxBody = size.Value()
-	for _, s := range c.TrustedProxies {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			return out, fmt.Errorf("--ingress-trusted-proxies %q is not a network such as 192.168.1.0/24", s)
-		}
-		out.TrustedProxies = append(out.TrustedProxies, p.Masked())
-	}
-	return out, nil
+	out.TrustedProxies, err = networks("ingress-trusted-proxies", c.TrustedProxies)
+	return out, err
 }
 
 // access opens the access log; nil: none.
@@ -98,15 +93,11 @@ func (c *ingressConfig) access() (*slog.Logger, error) {
 	if c.AccessLog == "" {
 		return nil, nil
 	}
-	// Opened once here, so that a path that cannot work is told now and not in a log.
-	f, err := os.OpenFile(c.AccessLog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	out, err := rotated("ingress-access-log", c.AccessLog, 10, 5)
 	if err != nil {
-		return nil, fmt.Errorf("ingress-access-log: %w", err)
+		return nil, err
 	}
-	if err := f.Close(); err != nil {
-		return nil, fmt.Errorf("ingress-access-log: %w", err)
-	}
-	return slog.New(slog.NewJSONHandler(&lumberjack.Logger{Filename: c.AccessLog, MaxSize: 10, MaxBackups: 5, Compress: true}, nil)), nil
+	return slog.New(slog.NewJSONHandler(out, nil)), nil
 }
 
 func (p *peer) ingressConfig() (ingress.Config, error) {

@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"runtime"
 	"strings"
+
+	"gopkg.in/natefinch/lumberjack.v2"
 )
 
 // newLog writes what happens for a human to read. What Kubernetes' own packages
@@ -38,4 +42,17 @@ func (h *demoting) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 func (h *demoting) WithGroup(name string) slog.Handler {
 	return &demoting{Handler: h.Handler.WithGroup(name), level: h.level}
+}
+
+// rotated is a log of its own, of at most size MB a file and files old ones. It is opened
+// once here, so that a path that cannot work is told now and not in a log.
+func rotated(setting, path string, size, files int) (*lumberjack.Logger, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", setting, err)
+	}
+	return &lumberjack.Logger{Filename: path, MaxSize: size, MaxBackups: files, Compress: true}, nil
 }

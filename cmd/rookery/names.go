@@ -67,23 +67,12 @@ func (c *namesConfig) listen() (addrs []netip.AddrPort, err error) {
 	return addrs, nil
 }
 
-func (c *namesConfig) clients() (all []netip.Prefix, err error) {
-	for _, s := range c.LANClients {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			return nil, fmt.Errorf("--lan-clients %q is not a network such as 192.168.1.0/24", s)
-		}
-		all = append(all, p.Masked())
-	}
-	return all, nil
-}
-
 // server is the configuration of the DNS server as far as it is set, without what only
 // a running peer has.
 func (c *namesConfig) server(domain string) (dnsserver.Config, error) {
 	forward, err1 := c.forward()
 	addrs, err2 := c.listen()
-	clients, err3 := c.clients()
+	clients, err3 := networks("lan-clients", c.LANClients)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return dnsserver.Config{}, err
 	}

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -31,14 +30,9 @@ func (p *peer) admin() *admin.Server {
 			}
 			return host
 		},
-		Net: admin.Net{
-			Service: p.netService, Check: p.netCheck,
-			Remote: func(name string) (*url.URL, http.RoundTripper, error) { return p.agentOf(context.Background(), name) },
-		},
-		Images: admin.Images{
-			Load: p.agent.LoadImage, Spool: filepath.Join(p.cfg.DataDir),
-			Remote: func(name string) (*url.URL, http.RoundTripper, error) { return p.agentOf(context.Background(), name) },
-		},
+		Net:    admin.Net{Service: p.netService, Check: p.netCheck},
+		Images: admin.Images{Load: p.agent.LoadImage, Spool: p.cfg.DataDir},
+		Remote: func(name string) (*url.URL, http.RoundTripper, error) { return p.agentOf(context.Background(), name) },
 	}
 }
 

@@ -97,7 +97,6 @@ func allReady(t *testing.T, within time.Duration) {
 				return err
 			}
 		}
-		time.Sleep(300 * time.Millisecond)
 		return nil
 	})
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"sync"
 )
@@ -16,9 +15,6 @@ import (
 type Images struct {
 	// Load reads an archive into this peer's engine.
 	Load func(context.Context, io.Reader) ([]string, error)
-	// Remote returns how to reach a peer: the base of its URLs, and a client that
-	// presents this peer's certificate and checks the other's.
-	Remote func(peer string) (*url.URL, http.RoundTripper, error)
 	// Spool is a directory with room for an archive.
 	Spool string
 }
@@ -107,11 +103,10 @@ func (s *Server) loadOn(ctx context.Context, peer, spool string) ([]string, erro
 	if peer == s.Self {
 		return s.Images.Load(ctx, f)
 	}
-	base, transport, err := s.Images.Remote(peer)
+	c, err := s.peer(peer)
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{Base: base.String(), HTTP: &http.Client{Transport: transport}}
 	var res ImageResult
 	if err := c.LoadImage(ctx, f, peer, func(r ImageResult) { res = r }); err != nil {
 		return nil, err

@@ -2,8 +2,6 @@ package admin
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -90,23 +88,12 @@ func (s *Server) netCheck(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) netCheckOf(ctx context.Context, name string) (probes []Probe, err error) {
-	at, transport, err := s.Net.Remote(name)
+	c, err := s.peer(name)
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String()+Prefix+"net/check/self", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("peer %s answered %s", name, resp.Status)
-	}
-	return probes, json.NewDecoder(resp.Body).Decode(&probes)
+	err = c.call(ctx, http.MethodGet, "net/check/self", &probes)
+	return probes, err
 }
 
 // NetService asks what the peer makes of a Service.

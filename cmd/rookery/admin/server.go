@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,8 +27,11 @@ type Server struct {
 	Tokens   *cluster.Tokens
 	Registry *cluster.Registry
 	Images   Images
-	Net      Net
-	Log      *slog.Logger
+	// Remote tells how to reach a peer: the base of its URLs, and a client that presents
+	// this peer's certificate and checks the other's.
+	Remote func(peer string) (*url.URL, http.RoundTripper, error)
+	Net    Net
+	Log    *slog.Logger
 }
 
 // Handler returns the HTTP handler of s.
@@ -63,6 +67,15 @@ func (s *Server) setBackend(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.reply(w, struct{}{}, s.Registry.SetBackend(r.Context(), kind))
+}
+
+// peer asks another peer in this one's name.
+func (s *Server) peer(name string) (*Client, error) {
+	base, transport, err := s.Remote(name)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{Base: base.String(), HTTP: &http.Client{Transport: transport}}, nil
 }
 
 // reply writes v, or the failure in the user's words.
