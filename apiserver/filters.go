@@ -86,13 +86,13 @@ func (s *Server) withLifetime(h http.Handler) http.Handler {
 			return
 		}
 		defer s.requests.Done()
-		info, ok := request.RequestInfoFrom(r.Context())
-		defer s.hurry(w, ok && longRunning(r, info))()
-		if ok && longRunning(r, info) {
+		if info, ok := request.RequestInfoFrom(r.Context()); ok && longRunning(r, info) {
 			ctx, cancel := context.WithCancel(r.Context())
 			defer cancel()
 			defer context.AfterFunc(s.life, cancel)()
 			r = r.WithContext(ctx)
+		} else {
+			s.hurry(w)
 		}
 		h.ServeHTTP(w, r)
 	})
@@ -101,20 +101,19 @@ func (s *Server) withLifetime(h http.Handler) http.Handler {
 // hurry cuts off a client that takes longer than a request may to send its body or
 // to read the answer, so that slow ones hold no memory here. Watches and streams last as
 // long as they like: a watcher that does not read is ended by the store, and a dead
-// connection by its pings.
-func (s *Server) hurry(w http.ResponseWriter, longRunning bool) (end func()) {
+// connection by its pings. The server ends the deadlines with the request, after it has
+// read what the handlers left of the body.
+func (s *Server) hurry(w http.ResponseWriter) {
 	c := http.NewResponseController(w)
-	deadline := func(t time.Time) {
-		// What has no deadline is the call of a component in this process.
-		if err := errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-			s.cfg.Logger.Debug("set deadline of a connection", "err", err)
-		}
+	at := time.Now().Add(s.cfg.RequestTimeout * 7 / 6) // the answer of a request that timed out goes out too
+	s.noDeadline(errors.Join(c.SetReadDeadline(at), c.SetWriteDeadline(at)))
+}
+
+// noDeadline notes that a connection has none; the call of a component in this process never has.
+func (s *Server) noDeadline(err error) {
+	if err != nil && !errors.Is(err, http.ErrNotSupported) {
+		s.cfg.Logger.Debug("set deadline of a connection", "err", err)
 	}
-	if longRunning {
-		return func() {}
-	}
-	deadline(time.Now().Add(s.cfg.RequestTimeout * 7 / 6)) // the answer of a request that timed out goes out too
-	return func() { deadline(time.Time{}) }                // the connection may carry a watch next
 }
 
 // withBodyLimit bounds what is read of a request's body; registries bound it
@@ -131,10 +130,14 @@ func (s *Server) withBodyLimit(h http.Handler) http.Handler {
 			// One byte more, so that the registries' own limit answers first, with a Status.
 			r.Body = http.MaxBytesReader(w, r.Body, s.cfg.MaxBodyBytes+1)
 		case info.Verb == "watch" || info.Subresource == "log":
-			if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, s.cfg.MaxBodyBytes)); err != nil {
+			c := http.NewResponseController(w)
+			s.noDeadline(c.SetReadDeadline(time.Now().Add(s.cfg.RequestTimeout)))
+			_, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, s.cfg.MaxBodyBytes))
+			if err != nil {
 				s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("this request needs no body, and the one it has is not readable: %v", err)))
 				return
 			}
+			s.noDeadline(c.SetReadDeadline(time.Time{}))
 		}
 		h.ServeHTTP(w, r)
 	})

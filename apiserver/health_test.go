@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -58,25 +59,53 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// A client that sends a byte now and then does not hold a connection for ever.
+// A client that sends a byte now and then does not hold a connection for ever, whoever it
+// is and whatever it asks for.
 func TestSlowClient(t *testing.T) {
 	p := start(t, raftstore.NewMemory(), func(c *apiserver.Config) { c.RequestTimeout = time.Second })
-	conn := p.connect(t, p.listen(t).Host)
-	defer conn.Close()
-	begin := time.Now()
-	var err error
-	if _, err := io.WriteString(conn, "POST /api/v1/namespaces/default/configmaps HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"); err != nil {
+	host := p.listen(t).Host
+	for name, c := range map[string]struct {
+		known   bool
+		request string
+	}{
+		"a write":             {true, "POST /api/v1/namespaces/default/configmaps"},
+		"a watch":             {true, "GET /api/v1/configmaps?watch=1"},
+		"a write of a nobody": {false, "POST /api/v1/namespaces/default/configmaps"},
+		"a watch of a nobody": {false, "GET /api/v1/configmaps?watch=1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := stranger(t, host)
+			if c.known {
+				conn.Close()
+				conn = p.connect(t, host)
+			}
+			defer conn.Close()
+			begin := time.Now()
+			var err error
+			if _, err := io.WriteString(conn, c.request+" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"); err != nil {
+				t.Fatal(err)
+			}
+			if err := conn.SetReadDeadline(begin.Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			for err == nil {
+				_, err = conn.Read(make([]byte, 4096))
+			}
+			if d := time.Since(begin); d < 900*time.Millisecond || d > 9*time.Second {
+				t.Errorf("cut off after %v: %v, want about a second", d, err)
+			}
+		})
+	}
+}
+
+// stranger connects without credentials.
+func stranger(t *testing.T, url string) net.Conn {
+	t.Helper()
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(url, "https://"), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.SetReadDeadline(begin.Add(10 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	for err == nil {
-		_, err = conn.Read(make([]byte, 4096))
-	}
-	if d := time.Since(begin); d < 900*time.Millisecond || d > 9*time.Second {
-		t.Errorf("cut off after %v: %v, want about a second", d, err)
-	}
+	return conn
 }
 
 // A watch ends when its client is gone, also when that has sent a body that nobody reads.

@@ -204,12 +204,12 @@ func (s *Server) Run(ctx context.Context) error {
 	for kind, ok := range s.factory.WaitForCacheSync(ctx.Done()) {
 		if !ok && ctx.Err() == nil {
 			s.shutdown()
-			return fmt.Errorf("sync informer of %v", kind)
+			return errors.Join(fmt.Errorf("sync informer of %v", kind), <-custom)
 		}
 	}
 	if err := s.extensions.Load(); err != nil {
 		s.shutdown()
-		return err
+		return errors.Join(err, <-custom)
 	}
 	var following sync.WaitGroup
 	following.Go(func() { s.extensions.Run(s.life) })

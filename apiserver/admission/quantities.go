@@ -66,12 +66,12 @@ func checkQuantities(at *field.Path, v reflect.Value) (errs field.ErrorList) {
 			errs = append(errs, checkQuantities(at.Key(fmt.Sprint(key)), v.MapIndex(key))...)
 		}
 	case reflect.Struct:
-		if q, ok := v.Interface().(resource.Quantity); ok {
-			return checkQuantity(at, q)
+		if v.Type() == quantityType {
+			return checkQuantity(at, v.Interface().(resource.Quantity))
 		}
 		for i := range v.NumField() {
 			f := v.Type().Field(i)
-			if !f.IsExported() {
+			if !f.IsExported() || !holdsQuantity(f.Type) {
 				continue
 			}
 			below := at
