@@ -6,10 +6,8 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/scale"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/controller/podautoscaler"
@@ -36,7 +34,7 @@ func autoscalersOf(f informers.SharedInformerFactory) cache.SharedIndexInformer 
 // HorizontalPodAutoscaler's conditions say that.
 func runAutoscaler(ctx context.Context, e *env) error {
 	found := e.client.Discovery()
-	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(found))
+	mapper := newMapper(found)
 	scales, err := scale.NewForConfig(e.config, mapper, dynamic.LegacyAPIPathResolverFunc, scale.NewDiscoveryScaleKindResolver(found))
 	if err != nil {
 		return fmt.Errorf("make scale client: %w", err)
@@ -57,6 +55,7 @@ func runAutoscaler(ctx context.Context, e *env) error {
 	e.Start(ctx.Done())
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
+	running.Go(func() { relearn(ctx, mapper) })
 	running.Go(func() { custom_metrics.PeriodicallyInvalidate(versions, e.cfg.Autoscale, ctx.Done()) })
 	// Whatever ends Run, nothing of it may outlive this life.
 	defer running.Wait()

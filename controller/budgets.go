@@ -9,11 +9,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/quota/v1/generic"
 	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
-	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/scale"
 	stockcontroller "k8s.io/kubernetes/pkg/controller"
 	"k8s.io/kubernetes/pkg/controller/disruption"
@@ -27,7 +25,7 @@ const recount = 5 * time.Minute
 
 // runDisruption keeps the status of PodDisruptionBudgets, by which evictions are allowed.
 func runDisruption(ctx context.Context, e *env) error {
-	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(e.client.Discovery()))
+	mapper := newMapper(e.client.Discovery())
 	scales, err := scale.NewForConfig(e.config, mapper, dynamic.LegacyAPIPathResolverFunc, scale.NewDiscoveryScaleKindResolver(e.client.Discovery()))
 	if err != nil {
 		return fmt.Errorf("make scale client: %w", err)
@@ -36,6 +34,12 @@ func runDisruption(ctx context.Context, e *env) error {
 	c := disruption.NewDisruptionController(ctx, e.Core().V1().Pods(), e.Policy().V1().PodDisruptionBudgets(), e.Core().V1().ReplicationControllers(),
 		apps.ReplicaSets(), apps.Deployments(), apps.StatefulSets(), e.client, mapper, scales, e.client.Discovery())
 	e.Start(ctx.Done())
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { relearn(ctx, mapper) })
+	// Whatever ends Run, nothing of it may outlive this life.
+	defer running.Wait()
+	defer cancel()
 	c.Run(ctx, workers)
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	definitionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	definitions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/typed/apiextensions/v1"
@@ -31,12 +32,30 @@ func TestCustomResources(t *testing.T) {
 	must(t, err)
 	_, err = c.admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{})
 	must(t, err)
+	// One that runs already, and has asked which kinds there are.
+	scalers := c.admin.AutoscalingV2().HorizontalPodAutoscalers("shop")
+	for name, kind := range map[string]string{"early": "Nothing", "things": "Thing"} {
+		_, err = scalers.Create(ctx, &autoscalingv2.HorizontalPodAutoscaler{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
+				ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{APIVersion: "example.com/v1", Kind: kind, Name: "owner"}, MaxReplicas: 3,
+			},
+		}, metav1.CreateOptions{})
+		must(t, err)
+	}
+	able := func(name string) corev1.ConditionStatus {
+		h, err := scalers.Get(ctx, name, metav1.GetOptions{})
+		must(t, err)
+		return condition(h, autoscalingv2.AbleToScale).Status
+	}
+	c.eventually("autoscalers do not know these kinds", func() bool { return able("early") == corev1.ConditionFalse && able("things") == corev1.ConditionFalse })
 	_, err = kinds.CustomResourceDefinitions().Create(ctx, &definitionsv1.CustomResourceDefinition{
 		ObjectMeta: metav1.ObjectMeta{Name: "things.example.com"},
 		Spec: definitionsv1.CustomResourceDefinitionSpec{
 			Group: "example.com", Scope: definitionsv1.NamespaceScoped, Names: definitionsv1.CustomResourceDefinitionNames{Plural: "things", Kind: "Thing"},
 			Versions: []definitionsv1.CustomResourceDefinitionVersion{{
 				Name: "v1", Served: true, Storage: true,
+				Subresources: &definitionsv1.CustomResourceSubresources{Scale: &definitionsv1.CustomResourceSubresourceScale{SpecReplicasPath: ".spec.replicas", StatusReplicasPath: ".status.replicas"}},
 				Schema: &definitionsv1.CustomResourceValidation{OpenAPIV3Schema: &definitionsv1.JSONSchemaProps{Type: "object", XPreserveUnknownFields: ptr.To(true)}},
 			}},
 		},
@@ -45,7 +64,7 @@ func TestCustomResources(t *testing.T) {
 	things := objects.Resource(schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "things"}).Namespace("shop")
 	create := func(name string) (*unstructured.Unstructured, error) {
 		return things.Create(ctx, &unstructured.Unstructured{Object: map[string]any{
-			"apiVersion": "example.com/v1", "kind": "Thing", "metadata": map[string]any{"name": name},
+			"apiVersion": "example.com/v1", "kind": "Thing", "metadata": map[string]any{"name": name}, "spec": map[string]any{"replicas": int64(1)},
 		}}, metav1.CreateOptions{})
 	}
 	var owner *unstructured.Unstructured
@@ -73,6 +92,10 @@ func TestCustomResources(t *testing.T) {
 		must(t, quotas.Delete(ctx, name, metav1.DeleteOptions{}))
 		return false
 	})
+	within(t, "an autoscaler finds it", 90*time.Second, func() bool { return able("things") == corev1.ConditionTrue })
+	if able("early") != corev1.ConditionFalse {
+		t.Error("an autoscaler found a kind that there is not")
+	}
 	must(t, things.Delete(ctx, "owner", metav1.DeleteOptions{}))
 	within(t, "what it owned goes with it", 2*time.Minute, func() bool {
 		_, err := c.admin.CoreV1().ConfigMaps("shop").Get(ctx, "owned", metav1.GetOptions{})

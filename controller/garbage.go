@@ -8,11 +8,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
-	"k8s.io/client-go/restmapper"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
 )
 
@@ -28,8 +26,7 @@ func runGarbageCollector(ctx context.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("make metadata client: %w", err)
 	}
-	cached := memory.NewMemCacheClient(e.client.Discovery())
-	mapper := restmapper.NewDeferredDiscoveryRESTMapper(cached)
+	mapper := newMapper(e.client.Discovery())
 	started := make(chan struct{})
 	close(started) // the process runs the shared informers
 	graph := &graphInformers{term: e.Term, metadata: metadatainformer.NewSharedInformerFactory(objects, 0)}

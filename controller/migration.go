@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/restmapper"
@@ -46,7 +45,7 @@ func runMigration(ctx context.Context, e *env) error {
 	if err := e.synced(ctx, informer.Informer()); err != nil {
 		return err
 	}
-	m := &migrator{e, objects, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(e.client.Discovery()))}
+	m := &migrator{e, objects, newMapper(e.client.Discovery())}
 	e.loop(ctx, w, nil, func(ctx context.Context) error {
 		all, err := informer.Lister().List(labels.Everything())
 		if err != nil {

@@ -6,9 +6,7 @@ import (
 
 	"k8s.io/apiserver/pkg/admission/plugin/policy/validating"
 	"k8s.io/apiserver/pkg/cel/openapi/resolver"
-	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/controller/validatingadmissionpolicystatus"
 )
@@ -19,7 +17,7 @@ import (
 func runPolicyStatus(ctx context.Context, e *env) error {
 	types := &validating.TypeChecker{
 		SchemaResolver: &resolver.ClientDiscoveryResolver{Discovery: e.client.Discovery()},
-		RestMapper:     restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(e.client.Discovery())),
+		RestMapper:     newMapper(e.client.Discovery()),
 	}
 	registration := e.client.AdmissionregistrationV1()
 	c, err := validatingadmissionpolicystatus.NewController(e.Admissionregistration().V1().ValidatingAdmissionPolicies(), registration.ValidatingAdmissionPolicies(), types)
