@@ -136,8 +136,9 @@ type Store interface {
 	// (Result.Applied). It is forwarded to the leader when this peer is not it.
 	// Without quorum it fails with a [NoQuorumError], within the deadline of ctx or
 	// five seconds, whichever is sooner; with the error of ctx if that deadline leaves
-	// less time than an election takes, because nothing is known of quorum then. After any other error the transaction may or
-	// may not have happened.
+	// less time than an election takes, because nothing is known of quorum then. After these,
+	// [ErrDiskFull] and [ErrTooLarge] it has not happened; after any other error it may or may
+	// not have.
 	Txn(ctx context.Context, txn Txn) (Result, error)
 	// Sync returns when this peer's state is at least as new as everything that
 	// was acknowledged anywhere before the call (read-index). [NoQuorumError] as for Txn.

@@ -43,6 +43,11 @@ func TestBounds(t *testing.T) {
 	if _, ok := new(Dec).SetString(strings.Repeat("1", maxDigits)); !ok {
 		t.Error("as many digits as are allowed are refused")
 	}
+	for _, more := range []string{strings.Repeat("1", maxDigits+1), "-" + strings.Repeat("1", maxDigits+1)} {
+		if _, ok := new(Dec).SetString(more); ok {
+			t.Error("one digit more than is allowed is taken")
+		}
+	}
 	if _, ok := new(Dec).SetString("1" + strings.Repeat("0", 1<<20)); ok {
 		t.Error("a million zeros are taken")
 	}

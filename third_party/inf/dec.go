@@ -470,7 +470,7 @@ func (x *Dec) Format(s fmt.State, ch rune) {
 		fmt.Fprintf(s, "%%!%c(dec.Dec=%s)", ch, x.String())
 		return
 	}
-	fmt.Fprint(s, x.String())
+	fmt.Fprint(s, x.String()) // changed: a text is no format
 }
 
 func (z *Dec) scan(r io.RuneScanner) (*Dec, error) {
@@ -506,7 +506,7 @@ loop:
 			r.UnreadRune()
 			break loop
 		}
-		if unscaled = append(unscaled, byte(ch)); len(unscaled) > maxDigits+1 { // changed
+		if unscaled = append(unscaled, byte(ch)); len(unscaled)-max(dg, 0) > maxDigits { // changed
 			return nil, fmt.Errorf("more than %d digits", maxDigits)
 		}
 	}
