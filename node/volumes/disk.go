@@ -48,6 +48,9 @@ func (m *Manager) Disk(ctx context.Context, pod *v1.Pod) (Disk, error) {
 			return out, fmt.Errorf("measure pod directory: %w", err)
 		}
 		for _, e := range entries {
+			if dir == m.PodDir(pod.UID) && (e.Name() == "volumes" || e.Name() == "mounts") {
+				continue // the one is looked into itself, and what is staged in the other is counted where it is from
+			}
 			_, counted := out.EmptyDirs[e.Name()]
 			mounted := false
 			if at := filepath.Join(dir, e.Name()); e.IsDir() {
@@ -57,7 +60,7 @@ func (m *Manager) Disk(ctx context.Context, pod *v1.Pod) (Disk, error) {
 					return out, fmt.Errorf("measure pod directory: %w", err)
 				}
 			}
-			if e.Name() == "volumes" && dir == m.PodDir(pod.UID) || counted && dir != m.PodDir(pod.UID) || mounted {
+			if counted && dir != m.PodDir(pod.UID) || mounted {
 				continue
 			}
 			u, err := du.Of(ctx, filepath.Join(dir, e.Name()))

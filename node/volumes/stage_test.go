@@ -100,6 +100,34 @@ func TestCleanupLeavesTheHostsFiles(t *testing.T) {
 	}
 }
 
+// What is staged for a container is counted once, as the volume's, and what is the host's is not.
+func TestStagedIsNoDiskOfThePod(t *testing.T) {
+	root(t)
+	host := t.TempDir()
+	if err := errors.Join(os.Mkdir(host+"/sub", 0o755), os.WriteFile(host+"/sub/file", make([]byte, 1<<20), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	m, pod, mounts := setup(t, `{containers: [{name: web, volumeMounts: [{name: h, mountPath: /h, subPath: sub}, {name: h, mountPath: /f, subPath: sub/file}, {name: v, mountPath: /v, subPath: mine}]}], volumes: [{name: h, hostPath: {path: `+host+`}}, {name: v, emptyDir: {}}]}`)
+	before, err := m.Disk(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := mounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(list[2].Source+"/own", make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	after, err := m.Disk(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Other != before.Other || after.EmptyDirs["v"].Bytes < 1<<20 {
+		t.Errorf("the pod's disk was %+v, and is with what is staged %+v", before, after)
+	}
+}
+
 // A subPath of a projected volume stays what it was when the container started.
 func TestSubPathOfAFile(t *testing.T) {
 	root(t)
