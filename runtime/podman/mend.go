@@ -26,12 +26,12 @@ import (
 // MendFiles sets aside what a power loss left torn in Podman's storage in dir, so that
 // Podman starts; it need not run. What could not be set aside is in the error.
 func MendFiles(dir string) (all []runtime.Damage, err error) {
-	found, err := store.Look(dir, store.Options{Others: true}) // only of the lists themselves
+	found, err := store.LookAtLists(dir)
 	if err != nil {
 		return nil, fmt.Errorf("look at Podman's storage: %w", err)
 	}
 	var errs []error
-	for _, torn := range found.Torn {
+	for _, torn := range found {
 		to, err := store.SetAside(torn, time.Now())
 		if err != nil {
 			errs = append(errs, err)
@@ -94,6 +94,12 @@ func (r *Runtime) Mend(ctx context.Context, thorough bool, ours func(name string
 		return containers.List(ctx, new(containers.ListOptions).WithAll(true).WithExternal(true))
 	})
 	if err != nil {
+		for _, img := range found.Images {
+			if errors.Is(err, runtime.ErrUnavailable) {
+				break // whoever calls tries again, and they are found then
+			}
+			all = append(all, damaged(img, "it was kept, for Podman did not say which containers there are"))
+		}
 		return all, fmt.Errorf("list containers: %w", err)
 	}
 	var errs []error

@@ -11,6 +11,44 @@ import (
 	"testing"
 )
 
+// Where Podman does not say which containers there are, what is damaged is told all the same.
+func TestMendWithoutList(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/overlay/l/x", "")
+	write(t, dir+"/overlay-layers/layers.json", "[]")
+	write(t, dir+"/overlay-images/images.json", `[{"id":"cccc","names":["localhost/web:1"],"layer":"bbbb"}]`)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Libpod-API-Version", "5.2.0")
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/info"):
+			fmt.Fprintf(w, `{"version":{"Version":"5.2.0"},"store":{"graphRoot":%q}}`, dir)
+		case strings.HasSuffix(r.URL.Path, "/containers/json"):
+			w.WriteHeader(http.StatusInternalServerError)
+			_, _ = io.WriteString(w, `{"cause":"broken","message":"broken","response":500}`)
+		}
+	})
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: mux}
+	go server.Serve(l)
+	defer server.Close()
+	rt, err := New(Config{Socket: socket, Owner: "test", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := rt.Mend(t.Context(), false, func(string) bool { return false })
+	if err == nil || !strings.Contains(err.Error(), "list containers") {
+		t.Errorf("the error is %v", err)
+	}
+	if len(found) != 1 || found[0].What != "image localhost/web:1: its layer bbbb is in no list" || !strings.HasPrefix(found[0].Done, "it was kept") {
+		t.Errorf("told is %+v", found)
+	}
+}
+
 // Podman's own check is asked from 5.2 on, and must change nothing.
 func TestVerify(t *testing.T) {
 	for version, want := range map[string]string{

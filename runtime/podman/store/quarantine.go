@@ -3,6 +3,7 @@ package store
 import (
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -11,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SetAside renames a torn file, so that nothing of it is lost and Podman goes on without;
+// SetAside gives a torn file another name, so that nothing of it is lost and Podman goes on without;
 // of a list, the elements before the tear stay. It returns the new name, and tells a Podman
 // that runs to read the list again.
 func SetAside(t Torn, now time.Time) (to string, err error) {
@@ -29,8 +30,11 @@ func SetAside(t Torn, now time.Time) (to string, err error) {
 	defer unlock()
 	rest, err := rescue(t.Path)
 	if err == nil {
-		if err = os.Rename(t.Path, to); err == nil {
-			err = renameio.WriteFile(t.Path, rest, 0o600)
+		// There is a list at any time: one that is missing reads as an empty one.
+		if err = os.Link(t.Path, to); err == nil {
+			if err = renameio.WriteFile(t.Path, rest, 0o600); err != nil {
+				err = errors.Join(err, os.Remove(to)) // the next try makes it again
+			}
 		}
 	}
 	if err != nil {

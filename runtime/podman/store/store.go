@@ -51,12 +51,11 @@ type layer struct {
 }
 
 type image struct {
-	ID      string            `json:"id"`
-	Names   []string          `json:"names"`
-	Layer   string            `json:"layer"`
-	Keys    []string          `json:"big-data-names"`
-	Sizes   map[string]int64  `json:"big-data-sizes"`
-	Digests map[string]string `json:"big-data-digests"`
+	ID    string           `json:"id"`
+	Names []string         `json:"names"`
+	Layer string           `json:"layer"`
+	Keys  []string         `json:"big-data-names"`
+	Sizes map[string]int64 `json:"big-data-sizes"`
 }
 
 // Options of [Look].
@@ -72,29 +71,10 @@ type Options struct {
 // Storage of other drivers than overlay is not looked into.
 func Look(dir string, opts Options) (Findings, error) {
 	var found Findings
-	found.Torn = lookAtDatabases(dir)
-	if _, err := os.Stat(filepath.Join(dir, "overlay")); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil // another driver, or nothing yet
-		}
-		return found, err
-	}
-	// Images before layers: an image that comes meanwhile has its layers before it is listed.
-	images, imagesTorn, err := readList[image](filepath.Join(dir, "overlay-images", "images.json"), "Podman's list of images", "images.lock")
+	images, layers, torn, err := readLists(dir)
+	found.Torn = torn
 	if err != nil {
 		return found, err
-	}
-	layers, torn, err := readList[layer](filepath.Join(dir, "overlay-layers", "layers.json"), "Podman's list of layers", "layers.lock")
-	found.Torn = slices.Concat(found.Torn, torn, imagesTorn)
-	if err != nil {
-		return found, err
-	}
-	for _, name := range []string{"containers.json", "volatile-containers.json"} {
-		_, torn, err = readList[struct{}](filepath.Join(dir, "overlay-containers", name), "Podman's list of containers", "containers.lock")
-		found.Torn = append(found.Torn, torn...)
-		if err != nil {
-			return found, err
-		}
 	}
 	l := looker{dir: dir, opts: opts, parents: map[string]string{}, known: map[string]string{}}
 	for _, at := range layers {
@@ -110,6 +90,40 @@ func Look(dir string, opts Options) (Findings, error) {
 		}
 	}
 	return found, nil
+}
+
+// LookAtLists reads the databases and lists alone, which takes no look at any image or layer.
+func LookAtLists(dir string) ([]Torn, error) {
+	_, _, torn, err := readLists(dir)
+	return torn, err
+}
+
+func readLists(dir string) (images []image, layers []layer, torn []Torn, err error) {
+	torn = lookAtDatabases(dir)
+	if _, err := os.Stat(filepath.Join(dir, "overlay")); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil // another driver, or nothing yet
+		}
+		return nil, nil, torn, err
+	}
+	// Images before layers: an image that comes meanwhile has its layers before it is listed.
+	images, imagesTorn, err := readList[image](filepath.Join(dir, "overlay-images", "images.json"), "Podman's list of images", "images.lock")
+	if err != nil {
+		return nil, nil, torn, err
+	}
+	layers, layersTorn, err := readList[layer](filepath.Join(dir, "overlay-layers", "layers.json"), "Podman's list of layers", "layers.lock")
+	torn = slices.Concat(torn, layersTorn, imagesTorn)
+	if err != nil {
+		return nil, nil, torn, err
+	}
+	for _, name := range []string{"containers.json", "volatile-containers.json"} {
+		_, more, err := readList[struct{}](filepath.Join(dir, "overlay-containers", name), "Podman's list of containers", "containers.lock")
+		torn = append(torn, more...)
+		if err != nil {
+			return nil, nil, torn, err
+		}
+	}
+	return images, layers, torn, nil
 }
 
 // readList reads a JSON array as far as it goes. A file that is not there is an empty list.

@@ -146,6 +146,9 @@ func TestLook(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if torn, err := LookAtLists(dir); err != nil || text(Findings{Torn: torn}) != text(Findings{Torn: found.Torn}) {
+				t.Errorf("of the lists alone %q, %v", text(Findings{Torn: torn}), err)
+			}
 			got := strings.Split(strings.TrimSpace(text(found)), "\n")
 			want := strings.Split(c.want, "|")
 			if len(got) != len(want) {
@@ -197,6 +200,9 @@ func TestSetAside(t *testing.T) {
 	to, err := SetAside(found.Torn[0], time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
 	if err != nil || to != path+".torn-20260102T030405" {
 		t.Fatal(to, err)
+	}
+	if list, err := filepath.Glob(path + "*"); err != nil || len(list) != 2 {
+		t.Errorf("there are %q, %v", list, err)
 	}
 	if rest, err := os.ReadFile(path); err != nil || string(rest) != `[{"id":"aaaa"}]` {
 		t.Errorf("what is left is %s, %v", rest, err)
