@@ -26,9 +26,10 @@ func (r *Runtime) UpdateSandbox(ctx context.Context, s runtime.Sandbox, res runt
 		return fmt.Errorf("update sandbox %s: %w", s.Name, err)
 	}
 	groups, err := r.cgroups()
-	if err == nil {
-		err = groups.limitSandbox(s, res)
+	if err != nil {
+		return fmt.Errorf("update sandbox %s: %w", s.Name, err)
 	}
+	err = groups.limitSandbox(s, res)
 	if gone(err) || errors.Is(err, errNoContainer) {
 		return fmt.Errorf("update sandbox %s: it does not run: %w", s.Name, runtime.ErrNotFound)
 	}
@@ -154,6 +155,13 @@ func (s setting) write() error {
 	file, err := os.OpenFile(s.path, os.O_WRONLY, 0) // control groups are not made by writing
 	if errors.Is(err, fs.ErrNotExist) && s.optional {
 		return nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		// Without the directory the pod has ended; without the file alone it runs unbounded.
+		if _, there := os.Stat(filepath.Dir(s.path)); there == nil {
+			controller, _, _ := strings.Cut(filepath.Base(s.path), ".")
+			return fmt.Errorf("the controller %q is not enabled for this control group: there is no file %s", controller, s.path)
+		}
 	}
 	if err != nil {
 		return err

@@ -86,6 +86,43 @@ func TestLimitSandbox(t *testing.T) {
 	}
 }
 
+// A controller that is not enabled is told; only of a pod whose control group is gone it is said
+// that it does not run.
+func TestLimitSandboxWithoutController(t *testing.T) {
+	const pod = "f00d"
+	for _, missing := range []string{"cpu.weight", "cpu.max", "memory.max"} {
+		t.Run(missing, func(t *testing.T) {
+			dir := t.TempDir()
+			ids := strings.NewReplacer("INFRA", infraID, "POD", pod, "ROOT", dir+"/cgroup")
+			write(t, dir+"/proc/self/mountinfo", ids.Replace(unifiedMounts))
+			write(t, dir+"/proc/77/cgroup", ids.Replace("0::/libpod_parent/POD/libpod-INFRA\n"))
+			group := dir + "/cgroup/libpod_parent/" + pod
+			for _, file := range []string{"cpu.weight", "cpu.max", "memory.max"} {
+				if file != missing {
+					write(t, group+"/"+file, "")
+				}
+			}
+			groups, err := findCgroups(dir + "/proc")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := &Runtime{cgroups: func() (*cgroups, error) { return groups, nil }}
+			err = r.UpdateSandbox(t.Context(), runtime.Sandbox{ID: pod, PID: 77}, runtime.Resources{CPUShares: 512})
+			controller, _, _ := strings.Cut(missing, ".")
+			if err == nil || errors.Is(err, runtime.ErrNotFound) || errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), `"`+controller+`"`) {
+				t.Errorf("without %s: %v", missing, err)
+			}
+			if err := os.RemoveAll(group); err != nil {
+				t.Fatal(err)
+			}
+			err = r.UpdateSandbox(t.Context(), runtime.Sandbox{ID: pod, PID: 77}, runtime.Resources{CPUShares: 512})
+			if !errors.Is(err, runtime.ErrNotFound) {
+				t.Errorf("without its control group: %v", err)
+			}
+		})
+	}
+}
+
 // The weights of a request of 0, 1 and 4 CPUs, and of the most there is.
 func TestCPUWeight(t *testing.T) {
 	for shares, want := range map[uint64]uint64{0: 1, 2: 1, 1024: 39, 4096: 157, 262144: 10000} {
