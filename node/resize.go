@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -108,13 +109,19 @@ func (w *worker) noRoom() room {
 		return room{}
 	}
 	have, others := w.a.node.allocatable(), w.a.ledger.used(w.uid)
-	for name, want := range resourcehelper.PodRequests(w.pod, resourcehelper.PodResourcesOptions{}) {
+	requests := resourcehelper.PodRequests(w.pod, resourcehelper.PodResourcesOptions{})
+	for _, name := range slices.Sorted(maps.Keys(requests)) { // else the reason is now this, now that
+		want := requests[name]
 		all, ok := have[name]
 		if !ok {
 			continue
 		}
 		if want.Cmp(all) > 0 {
-			return room{v1.PodReasonInfeasible, fmt.Sprintf("Node didn't have enough capacity: %s, requested: %d, capacity: %d", name, want.MilliValue()/1000, all.MilliValue()/1000)}
+			requested, capacity := want.Value(), all.Value()
+			if name == v1.ResourceCPU {
+				requested, capacity = want.MilliValue(), all.MilliValue()
+			}
+			return room{v1.PodReasonInfeasible, fmt.Sprintf("Node didn't have enough capacity: %s, requested: %d, capacity: %d", name, requested, capacity)}
 		}
 		want.Add(others[name])
 		if want.Cmp(all) > 0 {

@@ -76,7 +76,7 @@ spec:
 			t.Errorf("less memory than it uses: %s, %q", state(pod, 1), resizeCondition(pod))
 		}
 		pod = resize(1, resized("1000", "32Mi"))
-		if have := resizeCondition(pod); state(pod, 1) != "100m 32Mi*0" || !strings.HasPrefix(have, "PodResizePending Infeasible: Node didn't have enough capacity: cpu") {
+		if have := resizeCondition(pod); state(pod, 1) != "100m 32Mi*0" || !strings.HasPrefix(have, "PodResizePending Infeasible: Node didn't have enough capacity: cpu, requested: 1000200, capacity: ") {
 			t.Errorf("more CPU than there is: %s, %q", state(pod, 1), have)
 		}
 		// What fits the machine, but not beside another pod, has to wait for that one to go.
