@@ -6,11 +6,9 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/rundigitalplatform/rookery/node/eviction"
 	"github.com/rundigitalplatform/rookery/node/plan"
 )
-
-// criticalPriority is where Kubernetes' own priority classes begin.
-const criticalPriority = 2000000000
 
 // Shutdown ends the pods of this peer because the machine is about to stop: first the
 // ordinary ones, then those of critical priority, each with its own grace but no more
@@ -33,7 +31,7 @@ func (a *Agent) Shutdown(ctx context.Context, ordinary, critical time.Duration) 
 	}{{false, ordinary}, {true, critical}} {
 		var ending []*worker
 		for _, w := range a.allWorkers() {
-			if isCritical(w.spec()) == group.critical {
+			if eviction.Critical(w.spec()) == group.critical {
 				w.shutdown(group.grace)
 				ending = append(ending, w)
 			}
@@ -59,10 +57,6 @@ func (a *Agent) Resume() {
 		a.log.Info("the machine does not stop: pods are taken again")
 		a.node.setStopping(false)
 	}
-}
-
-func isCritical(pod *v1.Pod) bool {
-	return pod.Spec.Priority != nil && *pod.Spec.Priority >= criticalPriority
 }
 
 func (a *Agent) isStopping() bool {
