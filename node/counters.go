@@ -52,7 +52,9 @@ func (w *worker) counters(ctx context.Context) (usage.Pod, error) {
 	if sandbox == nil || !sandbox.Running {
 		return out, nil
 	}
-	used, err := w.a.cfg.Runtime.Usage(ctx, *sandbox)
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	used, err := w.a.cfg.Runtime.Usage(call, *sandbox)
 	if err != nil {
 		return out, err
 	}

@@ -34,7 +34,9 @@ func (w *worker) disk(ctx context.Context) (diskUsage, error) {
 	if sandbox == nil {
 		return out, nil
 	}
-	byID, err := w.a.cfg.Runtime.Disk(ctx, *sandbox)
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	byID, err := w.a.cfg.Runtime.Disk(call, *sandbox)
 	if err != nil {
 		return out, err
 	}

@@ -3,11 +3,15 @@ package node
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/rundigitalplatform/rookery/node/eviction"
+	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 // eventOf returns the message of the newest event of that reason.
@@ -111,5 +115,55 @@ func TestOneSandboxHangs(t *testing.T) {
 		resume()
 		w.sleep(retryEngine + time.Second)
 		w.expect("a", "Running ready=True web:running*1")
+	})
+}
+
+// userless does not say as whom a container runs, at first.
+type userless struct {
+	runtime.Runtime
+	fails atomic.Int32
+}
+
+func (u *userless) User(ctx context.Context, id string) (runtime.User, error) {
+	switch u.fails.Add(-1) {
+	case 1:
+		<-ctx.Done()
+		return runtime.User{}, ctx.Err()
+	case 0:
+		return runtime.User{}, runtime.ErrUnavailable
+	}
+	return u.Runtime.User(ctx, id)
+}
+
+// An engine that did not say as whom a container runs is asked again.
+func TestUserIsAskedAgain(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.stop()
+		u := &userless{}
+		u.fails.Store(2)
+		w.wrap = func(rt runtime.Runtime) runtime.Runtime { u.Runtime = rt; return u }
+		w.start()
+		w.create(plainPod + "  securityContext: {runAsUser: 1000, runAsGroup: 2000}\n")
+		w.sleep(10*time.Second + 2*retryEngine + time.Second)
+		if have := w.pod("a").Status.ContainerStatuses[0].User; have == nil || have.Linux == nil || have.Linux.UID != 1000 {
+			t.Errorf("user: %+v, after %d failures too few", have, u.fails.Load())
+		}
+	})
+}
+
+// An engine that hangs keeps no pod from being evicted.
+func TestEvictionWhileEngineHangs(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.see(eviction.NodeFSAvailable, 500<<20, 1000<<20)
+		w.create(modest)
+		w.create(greedy)
+		w.sleep(time.Second)
+		resume := w.machine.Stall("")
+		defer resume()
+		w.see(eviction.NodeFSAvailable, 50<<20, 1000<<20)
+		w.sleep(2*callTimeout + lookAtMachine + time.Second)
+		if m := w.eventOf("Evicted"); !strings.Contains(m, "The node was low on resource: ephemeral-storage") {
+			t.Errorf("the event says %q", m)
+		}
 	})
 }

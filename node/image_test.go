@@ -249,12 +249,12 @@ spec:
 			t.Errorf("named are %q", named)
 		}
 		time.Sleep(time.Hour)
-		if freed, err := w.agent.Reclaim(t.Context()); err != nil || freed != 0 {
+		if freed, err := w.agent.Reclaim(w.t.Context()); err != nil || freed != 0 {
 			t.Errorf("reclaimed %d %v", freed, err)
 		}
 		w.delete("a", 0)
 		w.sleep(3 * time.Minute)
-		if freed, err := w.agent.Reclaim(t.Context()); err != nil || freed != 1000 {
+		if freed, err := w.agent.Reclaim(w.t.Context()); err != nil || freed != 1000 {
 			t.Errorf("after the pod: reclaimed %d %v", freed, err)
 		}
 	})

@@ -66,8 +66,9 @@ func (w *worker) lastWords(pod *v1.Pod, c runtime.Container) string {
 	return string(data)
 }
 
-// readUsers asks as whom containers were started that run, once each.
-func (w *worker) readUsers() {
+// readUsers asks as whom containers were started that run, once each. An engine that does not
+// answer is to be asked again; then it says so.
+func (w *worker) readUsers() (again bool) {
 	w.mu.Lock()
 	var running []string
 	if w.sandbox != nil {
@@ -82,6 +83,10 @@ func (w *worker) readUsers() {
 		ctx, cancel := context.WithTimeout(w.ctx, 10*time.Second)
 		u, err := w.a.cfg.Runtime.User(ctx, id)
 		cancel()
+		if errors.Is(err, runtime.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) || w.ctx.Err() != nil {
+			w.a.log.Warn("read user", "pod", w.name(), "error", err)
+			return true // the next would wait for as long
+		}
 		var user *v1.ContainerUser
 		if err != nil {
 			if !errors.Is(err, runtime.ErrNotFound) {
@@ -94,4 +99,5 @@ func (w *worker) readUsers() {
 		w.users[id] = user
 		w.mu.Unlock()
 	}
+	return false
 }

@@ -147,22 +147,27 @@ func (p *pressure) relieve(ctx context.Context) *worker {
 func (p *pressure) evict(ctx context.Context, t eviction.Threshold, starved []eviction.Threshold, seen eviction.Observations) *worker {
 	workers, used := map[types.UID]*worker{}, map[types.UID]eviction.Usage{}
 	var pods []*v1.Pod
+	hung := false
 	for _, w := range p.a.allWorkers() {
 		pod, active := w.active()
 		if !active {
 			continue
 		}
+		workers[pod.UID], pods = w, append(pods, pod)
+		if hung {
+			continue // the next would take as long
+		}
 		u, err := w.usage(ctx, t.OnDisk())
 		if ctx.Err() != nil {
 			return nil
 		}
+		hung = errors.Is(err, context.DeadlineExceeded)
 		if err != nil && !errors.Is(err, runtime.ErrNotFound) {
 			p.a.log.Warn("read usage of pod", "pod", w.name(), "error", err)
 		}
 		if err == nil {
 			used[pod.UID] = u
 		}
-		workers[pod.UID], pods = w, append(pods, pod)
 	}
 	eviction.Rank(t, pods, p.oneDisk(), func(pod *v1.Pod) (eviction.Usage, bool) { u, ok := used[pod.UID]; return u, ok })
 	for _, pod := range pods {

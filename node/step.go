@@ -26,7 +26,7 @@ func (w *worker) step() {
 		return
 	}
 	w.readMessages()
-	w.readUsers()
+	askAgain := w.readUsers()
 	w.mu.Lock()
 	if w.closed || !w.known || w.dirty {
 		// Not known: the first list of the engine kicks again. Dirty: news came meanwhile.
@@ -61,6 +61,9 @@ func (w *worker) step() {
 		result.Wake = sooner(result.Wake, w.deadline())
 	}
 	result.Wake = sooner(result.Wake, w.refreshFiles(now))
+	if askAgain {
+		result.Wake = sooner(result.Wake, now.Add(retryEngine))
+	}
 	w.wakeAt(result.Wake)
 	st := w.report(now, result.Done)
 	if result.Done {

@@ -49,6 +49,7 @@ type world struct {
 	exec   func(container string, command []string) int
 	pull   func(ctx context.Context, ref string, auth *runtime.RegistryAuth) error // nil: the registry has it
 	log    []string                                                                // what containers did, in order
+	wrap   func(runtime.Runtime) runtime.Runtime                                   // nil: nothing stands before the engine
 }
 
 type fakeNetwork struct {
@@ -200,7 +201,7 @@ func (w *world) start() {
 	factory := informers.NewSharedInformerFactory(w.client, 0)
 	agent, err := New(Config{
 		Name: "p1", Dir: w.dir, Client: w.client, Informers: factory,
-		Runtime: w.machine.Runtime("test"), Storage: w.storage, Network: w.network,
+		Runtime: w.engine(), Storage: w.storage, Network: w.network,
 		NodeAddresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: "192.0.2.1"}},
 		ClusterDNS:    netip.MustParseAddr("10.43.0.10"),
 		PodCIDRs:      []string{"10.42.0.0/24"}, Version: "v1.37.2+rookery",
@@ -224,6 +225,14 @@ func (w *world) start() {
 		factory.Shutdown()
 	}
 	w.sleep(time.Second) // informers look ten times a second whether they are synced
+}
+
+// engine is the machine's, or what a test puts before it.
+func (w *world) engine() runtime.Runtime {
+	if w.wrap != nil {
+		return w.wrap(w.machine.Runtime("test"))
+	}
+	return w.machine.Runtime("test")
 }
 
 // resources of the world's machine, whose disks are not looked at unless a test says so.

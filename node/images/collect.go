@@ -142,12 +142,18 @@ func (m *Manager) remove(ctx context.Context, need int64, want func(candidate) b
 		if !want(c) {
 			continue
 		}
-		err := m.cfg.Engine.RemoveImage(ctx, c.ID)
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		err := m.cfg.Engine.RemoveImage(call, c.ID)
+		late := call.Err() != nil
+		cancel()
 		if errors.Is(err, runtime.ErrInUse) {
 			continue // since we looked
 		}
 		if err != nil {
 			errs = append(errs, err)
+			if late {
+				break // the next would take as long
+			}
 			continue
 		}
 		m.cfg.Logger.Info("removed image", "id", c.ID, "names", c.Names, "size", c.Size, "used", c.used)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -94,8 +95,9 @@ func (p Policy) WithDefaults() (Policy, error) {
 // Manager looks after the images of one peer. All methods may be called concurrently.
 type Manager struct {
 	cfg    Config
-	slots  chan struct{} // a token for each pull that may run
-	saving sync.Mutex    // held while File is written
+	slots  chan struct{}  // a token for each pull that may run
+	saving sync.Mutex     // held while File is written
+	left   map[string]int // pulls that the last daemon ended in, by reference; of recover alone
 
 	mu      sync.Mutex
 	book    book
@@ -125,8 +127,13 @@ func New(cfg Config) (*Manager, error) {
 		// Images that were pulled count as loaded by hand then: that takes space, but no image away.
 		cfg.Logger.Warn("what was pulled is forgotten", "error", err)
 	}
+	m.left = maps.Clone(m.book.Pulling)
 	return m, nil
 }
+
+// callTimeout bounds a call of the engine other than a pull or a load: an engine that hangs
+// must not hold up the agent, which has pods to evict from a full disk.
+const callTimeout = 2 * time.Minute
 
 // fresh is for how long what the engine said of a local image is taken for true: so
 // it is not asked by every replica that starts.
@@ -219,7 +226,9 @@ func (m *Manager) refresh(ctx context.Context) {
 
 // look lists what is here, notes what is in use, and forgets what is gone.
 func (m *Manager) look(ctx context.Context) ([]runtime.Image, error) {
-	all, err := m.cfg.Engine.Images(ctx)
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	all, err := m.cfg.Engine.Images(call)
+	cancel()
 	if err != nil {
 		return nil, err
 	}

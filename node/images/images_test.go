@@ -292,6 +292,40 @@ func TestRecover(t *testing.T) {
 	})
 }
 
+// What this daemon pulls itself while the engine is not there yet is not the last one's.
+func TestRecoverLeavesOwnPulls(t *testing.T) {
+	bubble(t, func(t *testing.T, file string) {
+		d := newDesk(t, file, Policy{})
+		d.mu.Lock()
+		d.slow = time.Minute
+		d.mu.Unlock()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer func() { cancel(); synctest.Wait() }()
+		go d.Pull(ctx, "reg.test/a:1", nil)
+		synctest.Wait()
+		d.restart()
+		for _, ref := range []string{"reg.test/a:1", "reg.test/b:1"} {
+			go d.Pull(ctx, ref, nil)
+		}
+		synctest.Wait()
+		for range 2 { // the second has nothing to do
+			if err := d.recover(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			d.Manager.mu.Lock()
+			if p := d.book.Pulling; len(p) != 2 || p["reg.test/a:1"] != 1 || p["reg.test/b:1"] != 1 || len(d.book.Images) != 0 {
+				t.Errorf("book %+v", d.book)
+			}
+			d.Manager.mu.Unlock()
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(d.book.Pulling) != 0 || !d.Pulled("sha256:a") || !d.Pulled("sha256:b") {
+			t.Errorf("after its own pulls: book %+v", d.book)
+		}
+	})
+}
+
 func TestLoadedByHand(t *testing.T) {
 	bubble(t, func(t *testing.T, file string) {
 		d := newDesk(t, file, Policy{})

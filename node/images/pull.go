@@ -152,14 +152,13 @@ func (m *Manager) Allowed(ref, id string, logins []credentialprovider.TrackedAut
 // recover takes what pulls had brought when the last daemon ended in their midst for
 // pulled, by nobody knows whom.
 func (m *Manager) recover(ctx context.Context) error {
-	m.mu.Lock()
-	var refs []string
-	for ref := range m.book.Pulling {
-		refs = append(refs, ref)
+	if len(m.left) == 0 {
+		return nil
 	}
-	m.mu.Unlock()
-	for _, ref := range refs {
-		image, err := m.cfg.Engine.Image(ctx, ref)
+	for ref, count := range m.left {
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		image, err := m.cfg.Engine.Image(call, ref)
+		cancel()
 		if err != nil && !errors.Is(err, runtime.ErrNotFound) {
 			return err
 		}
@@ -167,11 +166,12 @@ func (m *Manager) recover(ctx context.Context) error {
 		if err == nil && m.book.Images[image.ID] == nil {
 			m.book.Images[image.ID] = &entry{Refs: []string{ref}, Access: map[string]*access{}, Pulled: time.Now(), Used: time.Now()}
 		}
-		m.book.end(ref)
+		for range count { // this daemon's own pulls of it go on
+			m.book.end(ref)
+		}
 		m.mu.Unlock()
+		delete(m.left, ref)
 	}
-	if len(refs) > 0 {
-		m.save()
-	}
+	m.save()
 	return nil
 }
