@@ -189,9 +189,9 @@ func (m *Machine) enter(ctx context.Context, ids ...string) error {
 			return err
 		}
 		m.mu.Lock()
-		if m.down != nil {
+		if down := m.down; down != nil {
 			m.mu.Unlock()
-			return m.down
+			return down
 		}
 		wait := m.stalled[""]
 		for _, id := range ids {
