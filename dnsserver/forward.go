@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -128,7 +129,14 @@ func (f *forwarder) ask(ctx context.Context, req *dns.Msg) (*dns.Msg, error) {
 
 // once asks upstream, one time for all who wait for the same answer.
 func (f *forwarder) once(ctx context.Context, key cacheKey) (*dns.Msg, error) {
-	done := f.asking.DoChan(fmt.Sprint(key), func() (any, error) {
+	done := f.asking.DoChan(fmt.Sprint(key), func() (_ any, err error) {
+		// It runs by itself, where nobody else would catch a panic.
+		defer func() {
+			if p := recover(); p != nil {
+				f.logger.Error("asking upstream panicked", "name", key.name, "panic", p, "stack", string(debug.Stack()))
+				err = fmt.Errorf("asking upstream panicked: %v", p)
+			}
+		}()
 		if msg, fresh := f.cache.get(key); fresh {
 			return msg, nil // who asked before came back in between
 		}

@@ -2,8 +2,10 @@ package dnsserver
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -124,6 +126,26 @@ func TestOneQuestionForAll(t *testing.T) {
 	if got := n.Load(); got != 1 {
 		t.Errorf("asked %d times", got)
 	}
+}
+
+// A panic while upstream is asked is an answer to those who wait, and the next question is asked anew.
+func TestPanicUpstreamIsAnsweredWithServfail(t *testing.T) {
+	var n atomic.Int32
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{answering(t, "192.0.2.80", &n)}
+	log := &lockedBuffer{}
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	s := testServer(t, cfg)
+	s.forward.now = func() time.Time { panic("boom") }
+	if resp := s.handle(t.Context(), inside(), question("example.com. A")); resp.Rcode != dns.RcodeServerFailure {
+		t.Errorf("got %v", resp)
+	}
+	if !strings.Contains(log.String(), "boom") {
+		t.Errorf("the log says nothing of it: %s", log)
+	}
+	s.forward.now = time.Now
+	resp := s.handle(t.Context(), inside(), question("example.com. A"))
+	equal(t, "answer", text(resp.Answer), []string{"example.com. 60 IN A 192.0.2.80"})
 }
 
 // The LAN's address may change while the server runs.
