@@ -21,8 +21,6 @@ func Delete(filter netlink.CustomConntrackFilter) (uint, error) {
 	switch {
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
 		return n, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	case errors.Is(err, unix.ENOENT): // it ended by itself meanwhile
-		return n, nil
 	case err != nil:
 		return n, fmt.Errorf("delete tracked connections: %w", err)
 	}

@@ -1,7 +1,6 @@
 package hostports
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -9,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rundigitalplatform/rookery/network/conntrack"
+	"github.com/rundigitalplatform/rookery/network/overlay"
 )
 
 // Forget ends the tracked UDP flows to ports that were published differently before:
@@ -20,15 +20,9 @@ func Forget(before, now map[string][]Port, addrs map[string]netip.Addr) error {
 	if len(f.ports) == 0 {
 		return nil
 	}
-	list, err := netlink.AddrList(nil, netlink.FAMILY_V4)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return fmt.Errorf("list this machine's addresses: %w", err)
-	}
-	f.local = map[netip.Addr]bool{}
-	for _, a := range list {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok {
-			f.local[addr.Unmap()] = true
-		}
+	var err error
+	if f.local, err = overlay.LocalAddrs(); err != nil {
+		return err
 	}
 	if _, err = conntrack.Delete(f); err != nil {
 		return fmt.Errorf("UDP clients of a host port: %w", err)

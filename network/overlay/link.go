@@ -22,6 +22,21 @@ func LinkOf(addr netip.Addr) (netlink.Link, error) {
 	return nil, fmt.Errorf("this machine has no address %s", addr)
 }
 
+// LocalAddrs returns this machine's own IPv4 addresses.
+func LocalAddrs() (map[netip.Addr]bool, error) {
+	addrs, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return nil, fmt.Errorf("list this machine's addresses: %w", err)
+	}
+	out := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok {
+			out[addr.Unmap()] = true
+		}
+	}
+	return out, nil
+}
+
 // DeleteLink removes a device by its name. Idempotent.
 func DeleteLink(name string) error {
 	link, err := netlink.LinkByName(name)

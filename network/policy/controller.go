@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/rundigitalplatform/rookery/network/conntrack"
 	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/overlay"
 )
 
 // Network is where the rules go and the addresses come from; package network's Network is one.
@@ -254,7 +254,7 @@ func narrower(was, is nft.State) bool {
 // end deletes the tracked connections that are not allowed any more. A failure is no
 // reason to write the rules again.
 func (c *Controller) end(m model) {
-	machine, err := machineAddresses()
+	machine, err := overlay.LocalAddrs()
 	if err != nil {
 		c.cfg.Log.Warn("connections that are not allowed any more could not be ended", "error", err)
 		return
@@ -271,18 +271,4 @@ func (c *Controller) end(m model) {
 	case n > 0:
 		c.cfg.Log.Info("ended connections that are not allowed any more", "connections", n)
 	}
-}
-
-func machineAddresses() (map[netip.Addr]bool, error) {
-	list, err := netlink.AddrList(nil, netlink.FAMILY_V4)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, fmt.Errorf("list this machine's addresses: %w", err)
-	}
-	out := map[netip.Addr]bool{}
-	for _, a := range list {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok {
-			out[addr.Unmap()] = true
-		}
-	}
-	return out, nil
 }
