@@ -48,7 +48,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.challenge(rec, r, token)
 	} else if x.route, tls = h.table.Load().match(host, r.URL.Path); x.route == nil {
 		http.Error(rec, "no Ingress has a rule for this host and path", http.StatusNotFound)
-	} else if tls && r.TLS == nil && x.route.options.redirect && h.cfg.HTTPS != 0 {
+	} else if tls && !h.byTLS(r) && x.route.options.redirect && h.cfg.HTTPS != 0 {
 		http.Redirect(rec, r, "https://"+h.tlsHost(r.Host)+r.URL.RequestURI(), http.StatusPermanentRedirect)
 	} else {
 		h.proxy(rec, r, x)
@@ -57,6 +57,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		rec.code = http.StatusSwitchingProtocols
 	}
 	h.note(rec, r, x, time.Since(began))
+}
+
+// byTLS tells whether the client has come by TLS, to this peer or to a trusted proxy in front of it.
+func (h *handler) byTLS(r *http.Request) bool {
+	return r.TLS != nil || strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https") && h.trusts(addressOf(r.RemoteAddr))
 }
 
 // tlsHost is where a host is reached by TLS.
@@ -89,9 +94,10 @@ func (h *handler) proxy(w http.ResponseWriter, r *http.Request, x *exchange) {
 		// It runs from the last byte of the request to the first of the response.
 		timer := time.AfterFunc(o.timeout, func() { cancel(errTimeout) })
 		defer timer.Stop()
-		x.answered = func() { timer.Stop() }
+		var answered atomic.Bool
+		x.answered = func() { answered.Store(true); timer.Stop() }
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = &pacedBody{ReadCloser: r.Body, within: o.timeout, timer: timer, control: http.NewResponseController(w)}
+			r.Body = &pacedBody{ReadCloser: r.Body, within: o.timeout, timer: timer, answered: &answered, control: http.NewResponseController(w)}
 		}
 	}
 	h.reverse.ServeHTTP(w, r)
@@ -215,9 +221,10 @@ func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 // its time anew while the request still comes.
 type pacedBody struct {
 	io.ReadCloser
-	within  time.Duration
-	timer   *time.Timer
-	control *http.ResponseController
+	within   time.Duration
+	timer    *time.Timer
+	answered *atomic.Bool // the response has begun, and the timer is to stay stopped
+	control  *http.ResponseController
 }
 
 func (b *pacedBody) Read(p []byte) (int, error) {
@@ -230,6 +237,9 @@ func (b *pacedBody) Read(p []byte) (int, error) {
 		_ = b.control.SetReadDeadline(time.Time{})
 	case b.timer.Stop():
 		b.timer.Reset(b.within)
+		if b.answered.Load() { // between Stop and Reset
+			b.timer.Stop()
+		}
 	}
 	return n, err
 }

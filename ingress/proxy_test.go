@@ -269,6 +269,24 @@ func TestTrustedProxy(t *testing.T) {
 	}
 }
 
+// Who came to a trusted proxy by TLS is not sent to TLS again; of others the header is not believed.
+func TestRedirectBehindTrustedProxy(t *testing.T) {
+	for trusted, want := range map[string]int{"127.0.0.0/8": http.StatusOK, "192.0.2.0/24": http.StatusPermanentRedirect} {
+		w := newWorld(t, func(c *Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix(trusted)} })
+		w.service("web", "n1="+backendServer(t, "web"))
+		w.ingress(`{metadata: {name: one}, spec: {tls: [{hosts: [a.example]}], rules: [
+		  {host: a.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}}]}}`)
+		w.until(http.StatusPermanentRedirect, "http://a.example/")
+		for proto, want := range map[string]int{"https": want, "http": http.StatusPermanentRedirect} {
+			resp, _, err := w.ask("GET", "http://a.example/", nil, "X-Forwarded-Proto: "+proto)
+			must(t, err)
+			if resp.StatusCode != want {
+				t.Errorf("proxies in %s are trusted, X-Forwarded-Proto %s: %d, want %d", trusted, proto, resp.StatusCode, want)
+			}
+		}
+	}
+}
+
 func TestTLS(t *testing.T) {
 	w := newWorld(t, nil)
 	w.service("web", "n1="+backendServer(t, "web"))
