@@ -14,6 +14,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -91,12 +92,18 @@ func (a *Announcer) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil
 	}
+	said := ""
 	for ctx.Err() == nil {
+		began := time.Now()
 		err := a.serve(ctx)
 		if err == nil || ctx.Err() != nil {
 			break
 		}
-		a.cfg.Log.Error("addresses of Services are not announced, trying again", "error", err, "pause", retry)
+		// What fails for the same reason each time is said once, until it has worked for a while.
+		if err.Error() != said || time.Since(began) > retry {
+			said = err.Error()
+			a.cfg.Log.Error("addresses of Services are not announced, trying again", "error", err, "pause", retry)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(retry):
@@ -110,6 +117,9 @@ func (a *Announcer) serve(ctx context.Context) error {
 	link, err := overlay.LinkOf(a.cfg.Address)
 	if err != nil {
 		return err
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		return fmt.Errorf("device %s is down", link.Attrs().Name)
 	}
 	socket, err := openARP(link.Attrs().Index, link.Attrs().HardwareAddr)
 	if err != nil {

@@ -1,10 +1,19 @@
 package announce
 
 import (
+	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/rundigitalplatform/rookery/network/nft/nfttest"
+	"github.com/rundigitalplatform/rookery/network/overlay"
 )
 
 func TestOwnerMovesOnlyWhatWasTheDeadPeers(t *testing.T) {
@@ -50,5 +59,51 @@ func TestRequest(t *testing.T) {
 		if _, _, _, ok := request(f[:n]); ok {
 			t.Errorf("%d bytes were taken for a request", n)
 		}
+	}
+}
+
+// A socket does not outlive its device, also where one of the same name and address comes
+// in its place: it says so, and the device is looked for anew.
+func TestDeviceIsMadeAgain(t *testing.T) {
+	nfttest.Namespace(t)
+	addr := netip.MustParseAddr("192.0.2.1")
+	add := func() netlink.Link {
+		t.Helper()
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "lan0"}, PeerName: "lan1"}
+		must(t, netlink.LinkAdd(link))
+		must(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(24, 32)}}))
+		return link
+	}
+	link := add()
+	a := &Announcer{cfg: Config{Address: addr, Log: slog.New(slog.DiscardHandler)}}
+	if err := a.serve(t.Context()); err == nil || err.Error() != "device lan0 is down" {
+		t.Errorf("on a device that is down: %v", err)
+	}
+	for range 2 {
+		must(t, netlink.LinkSetUp(link))
+		made, err := overlay.LinkOf(addr)
+		must(t, err)
+		socket, err := openARP(made.Attrs().Index, made.Attrs().HardwareAddr)
+		must(t, err)
+		ended := make(chan error, 1)
+		go func() { ended <- socket.answer(func(netip.Addr) bool { return false }) }()
+		must(t, netlink.LinkDel(link))
+		select {
+		case err := <-ended:
+			if !errors.Is(err, unix.ENETDOWN) {
+				t.Errorf("ended with %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("the socket of a device that is gone is still read")
+		}
+		must(t, socket.close())
+		link = add()
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -42,7 +42,9 @@ func openARP(index int, mac net.HardwareAddr) (*arp, error) {
 
 func (a *arp) close() error { return a.file.Close() }
 
-// answer reads requests, and answers those for addresses that mine knows, until the socket is closed.
+// answer reads requests, and answers those for addresses that mine knows, until the socket is
+// closed. That the device was taken down is an error: if it was deleted, one that is made
+// again in its place is not the socket's.
 func (a *arp) answer(mine func(netip.Addr) bool) error {
 	buf := make([]byte, 256)
 	for {
@@ -50,8 +52,8 @@ func (a *arp) answer(mine func(netip.Addr) bool) error {
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return nil
-		case errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.ENOBUFS):
-			continue // the device was taken down; it may come back
+		case errors.Is(err, unix.ENOBUFS):
+			continue
 		case err != nil:
 			return fmt.Errorf("read ARP: %w", err)
 		}
