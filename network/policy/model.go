@@ -24,6 +24,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/rundigitalplatform/rookery/network/nft"
 )
 
 // Self is what the rules need to know of the peer they are for.
@@ -304,19 +306,8 @@ func blockOf(b *networkingv1.IPBlock) (out block, ok bool, err error) {
 		}
 		out.except = append(out.except, p.Masked())
 	}
-	out.in, out.except = out.in.Masked(), outermost(out.except)
+	out.in, out.except = out.in.Masked(), nft.Outermost(out.except)
 	return out, out.in.Addr().Is4(), nil
-}
-
-// outermost leaves out what lies within another prefix: nft wants its intervals apart.
-func outermost(all []netip.Prefix) (out []netip.Prefix) {
-	slices.SortFunc(all, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), a.Addr().Compare(b.Addr())) })
-	for _, p := range all {
-		if !slices.ContainsFunc(out, func(o netip.Prefix) bool { return o.Overlaps(p) }) {
-			out = append(out, p)
-		}
-	}
-	return out
 }
 
 // rangeOf reads a port by number, or none at all; ok is false for one by name.

@@ -9,7 +9,6 @@
 package services
 
 import (
-	"cmp"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -290,7 +289,7 @@ func (p *svcPort) frontends(internal, external string) {
 }
 
 // sources are the IPv4 ranges that may use the load balancer's addresses, without those
-// that lie within another: nft wants its intervals apart.
+// that lie within another.
 func (p *svcPort) sources() (out []string) {
 	var all []netip.Prefix
 	for _, text := range p.svc.Spec.LoadBalancerSourceRanges {
@@ -298,12 +297,8 @@ func (p *svcPort) sources() (out []string) {
 			all = append(all, r.Masked())
 		}
 	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), a.Addr().Compare(b.Addr())) })
-	var kept []netip.Prefix
-	for _, r := range all {
-		if !slices.ContainsFunc(kept, r.Overlaps) {
-			kept, out = append(kept, r), append(out, r.String())
-		}
+	for _, r := range nft.Outermost(all) {
+		out = append(out, r.String())
 	}
 	return out
 }
