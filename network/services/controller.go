@@ -56,6 +56,7 @@ type Controller struct {
 	computer        computer
 	last            table
 	health          healthPorts
+	unanswered      bool // a port of health could not be opened
 	lastSync        time.Time
 	noConntrackSaid bool
 }
@@ -65,7 +66,9 @@ func New(cfg Config) *Controller {
 	if cfg.Alive == nil {
 		cfg.Alive = func(string) bool { return true }
 	}
-	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1), more: make(chan struct{}, 1), health: healthPorts{log: cfg.Log, open: map[uint16]*healthPort{}}}
+	c := &Controller{cfg: cfg, dirty: make(chan struct{}, 1), more: make(chan struct{}, 1)}
+	c.health = healthPorts{log: cfg.Log, open: map[uint16]*healthPort{}, died: func() { time.AfterFunc(retryMax, func() { notify(c.dirty) }) }}
+	return c
 }
 
 const (
@@ -150,6 +153,9 @@ func (c *Controller) loop(ctx context.Context) {
 		err := c.sync(ctx)
 		if err == nil {
 			retry = retryMin
+			if c.unanswered {
+				wait(retryMax)
+			}
 			continue
 		}
 		if ctx.Err() != nil {
@@ -220,9 +226,7 @@ func (c *Controller) sync(ctx context.Context) error {
 	if flows := stale(c.last, want); flows != nil {
 		c.forget(flows)
 	}
-	if err := c.health.set(want.health); err != nil {
-		c.cfg.Log.Error("a health check port is not answered", "error", err)
-	}
+	c.unanswered = !c.health.set(want.health)
 	c.last, c.lastSync = want, time.Now()
 	c.cfg.Log.Debug("service rules are current", "services", len(services), "took", c.lastSync.Sub(start))
 	return nil

@@ -27,36 +27,44 @@ type health struct {
 type healthPorts struct {
 	log  *slog.Logger
 	open map[uint16]*healthPort
+	died func()          // called when a port that was open is not any more; any goroutine
+	said map[string]bool // about ports that could not be opened
 }
 
 type healthPort struct {
 	server *http.Server
 	state  atomic.Pointer[health]
+	dead   atomic.Bool // the server has ended
 }
 
-// set makes want, by port, what is answered. A port that somebody else has is tried again
-// by the next set; the other ports are not kept from their work.
-func (h *healthPorts) set(want map[uint16]health) error {
+// set makes want, by port, what is answered, and returns whether all of it is. A port that
+// somebody else has is logged once for as long as that is so, and tried again by the next
+// set; the other ports are not kept from their work.
+func (h *healthPorts) set(want map[uint16]health) bool {
 	for port, p := range h.open {
-		if _, ok := want[port]; !ok {
+		if _, ok := want[port]; !ok || p.dead.Load() {
 			p.close(h.log)
 			delete(h.open, port)
 		}
 	}
-	var errs []error
+	said := map[string]bool{}
 	for port, state := range want {
 		p, ok := h.open[port]
 		if !ok {
 			var err error
 			if p, err = h.listen(port); err != nil {
-				errs = append(errs, fmt.Errorf("health check port of service %s/%s: %w", state.Service.Namespace, state.Service.Name, err))
+				text := fmt.Sprintf("%s/%s: %v", state.Service.Namespace, state.Service.Name, err)
+				if said[text] = true; !h.said[text] {
+					h.log.Error("a health check port is not answered, trying again", "service", state.Service.Namespace+"/"+state.Service.Name, "error", err)
+				}
 				continue
 			}
 			h.open[port] = p
 		}
 		p.state.Store(&state)
 	}
-	return errors.Join(errs...)
+	h.said = said
+	return len(said) == 0
 }
 
 func (h *healthPorts) close() {
@@ -74,8 +82,11 @@ func (h *healthPorts) listen(port uint16) (*healthPort, error) {
 	p := &healthPort{}
 	p.server = &http.Server{Handler: p, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 4 << 10}
 	go func() {
-		if err := p.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		err := p.server.Serve(l)
+		p.dead.Store(true)
+		if !errors.Is(err, http.ErrServerClosed) {
 			h.log.Error("health check port has ended", "port", port, "error", err)
+			h.died()
 		}
 	}()
 	return p, nil
