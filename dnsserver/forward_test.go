@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 // answering is an upstream that gives every A question this address, and counts.
@@ -176,4 +178,56 @@ func TestLANAddressIsFollowed(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("run: %v", err)
 	}
+}
+
+// A listener for the LAN that ends is made again, and what is in the way of it is said once.
+func TestLANIsServedAgain(t *testing.T) {
+	cfg := lanConfig(t)
+	cfg.Addrs = []netip.AddrPort{freeAddr(t)}
+	at := ownAddr(t)
+	never := netip.AddrPortFrom(netip.MustParseAddr("fe80::1"), at.Port()) // on no interface
+	cfg.LAN.Listen = func() []netip.AddrPort { return []netip.AddrPort{at, never} }
+	log := &lockedBuffer{}
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	s := testServer(t, cfg)
+	s.lookAgain = 20 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	exchange(t, "tcp", at, question("cam.yard.home.arpa. A"))
+	poll(t, func() bool { return strings.Contains(log.String(), "not served, trying again") })
+	endListener(t, at)
+	poll(t, func() bool { return strings.Count(log.String(), "not served, trying again") >= 2 })
+	exchange(t, "tcp", at, question("cam.yard.home.arpa. A"))
+	exchange(t, "udp", at, question("cam.yard.home.arpa. A"))
+	time.Sleep(10 * s.lookAgain)
+	// The other address may be in the way by udp and by tcp.
+	if n := strings.Count(log.String(), "not served, trying again"); n > 3 {
+		t.Errorf("it was said %d times:\n%s", n, log)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("run: %v", err)
+	}
+}
+
+// endListener makes this process's tcp listener at an address useless, as a kernel's error would.
+func endListener(t *testing.T, at netip.AddrPort) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		must(t, err)
+		if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listens != 1 {
+			continue
+		}
+		if sa, err := unix.Getsockname(fd); err != nil {
+			t.Fatal(err)
+		} else if v4, ok := sa.(*unix.SockaddrInet4); ok && v4.Addr == at.Addr().As4() && v4.Port == int(at.Port()) {
+			must(t, unix.Shutdown(fd, unix.SHUT_RDWR))
+			return
+		}
+	}
+	t.Fatalf("nobody listens at %s", at)
 }

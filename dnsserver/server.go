@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/miekg/dns"
@@ -63,7 +64,7 @@ func (s *Server) Run(ctx context.Context) error {
 		g.Go(func() error { return s.serveBoth(ctx, addr, "pods cannot resolve names until it is free") })
 	}
 	if s.lan.Listen != nil {
-		g.Go(func() error { return s.serveLAN(ctx) })
+		g.Go(func() error { s.serveLAN(ctx); return nil })
 	}
 	return g.Wait()
 }
@@ -82,20 +83,14 @@ func (s *Server) serveBoth(ctx context.Context, addr netip.AddrPort, what string
 	return g.Wait()
 }
 
-// serveLAN follows the addresses for the LAN until ctx ends. That one of them cannot be
-// served is logged and tried again: pods do not depend on it.
-func (s *Server) serveLAN(ctx context.Context) error {
+// serveLAN follows the addresses for the LAN until ctx ends.
+func (s *Server) serveLAN(ctx context.Context) {
 	for ctx.Err() == nil {
 		addrs := s.lan.Listen()
 		round, end := context.WithCancel(ctx)
-		var g errgroup.Group
+		var serving sync.WaitGroup
 		for _, addr := range addrs {
-			g.Go(func() error {
-				if err := s.serveBoth(round, addr, "the LAN cannot resolve names until it is free"); err != nil {
-					s.logger.Error("dns for the LAN is not served", "address", addr, "error", err)
-				}
-				return nil
-			})
+			serving.Go(func() { s.keepLAN(round, addr) })
 		}
 		for tick := time.NewTicker(s.lookAgain); ; {
 			select {
@@ -109,11 +104,24 @@ func (s *Server) serveLAN(ctx context.Context) error {
 			break
 		}
 		end()
-		if err := g.Wait(); err != nil {
-			return err
+		serving.Wait()
+	}
+}
+
+// keepLAN serves an address for the LAN until ctx ends. That it cannot be served is logged,
+// the same reason once, and tried again: pods do not depend on it.
+func (s *Server) keepLAN(ctx context.Context, addr netip.AddrPort) {
+	said := map[string]bool{} // udp and tcp fail in turns
+	for ctx.Err() == nil {
+		if err := s.serveBoth(ctx, addr, "the LAN cannot resolve names until it is free"); err != nil && !said[err.Error()] {
+			said[err.Error()] = true
+			s.logger.Error("dns for the LAN is not served, trying again", "address", addr, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(s.lookAgain):
 		}
 	}
-	return nil
 }
 
 // handle answers one message as far as who may ask. It always returns one, whatever happens in it.
