@@ -152,7 +152,7 @@ func (k *Kube) Ingresses(host string) []*networkingv1.Ingress {
 func (k *Kube) IngressBelow(name string) bool { return len(k.Ingresses("."+name)) > 0 }
 
 // lookup returns nothing on an error: the only one that ByIndex has is an
-// index that does not exist, and NewKube has made both.
+// index that does not exist, and NewKube has made all of them.
 func lookup[T any](indexer cache.Indexer, index, key string) []T {
 	objs, err := indexer.ByIndex(index, key)
 	if err != nil {

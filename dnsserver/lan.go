@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/utils/ptr"
 )
 
 // defaultRate is how many answers a second a client network gets by udp: far above what
@@ -144,10 +145,14 @@ func (z *lanZone) ingress(host string, labels []string) ([]netip.Addr, bool) {
 			ips = append(ips, addrs([]string{at.IP})...)
 		}
 	}
-	dead := func(ip netip.Addr) bool {
-		return slices.ContainsFunc(z.Peers(), func(p Peer) bool { return p.Addr == ip && !p.Alive })
+	if len(ips) == 0 {
+		return nil, len(found) > 0
 	}
-	return unique(slices.DeleteFunc(ips, dead)), len(found) > 0
+	peers := z.Peers()
+	dead := func(ip netip.Addr) bool {
+		return slices.ContainsFunc(peers, func(p Peer) bool { return p.Addr == ip && !p.Alive })
+	}
+	return slices.DeleteFunc(unique(ips), dead), true
 }
 
 // service answers [_PORT._PROTO.]SVC.NS.ZONE and the names on the way to it.
@@ -225,7 +230,7 @@ func (z *lanZone) reach(svc *corev1.Service) []netip.Addr {
 func (z *lanZone) runs(node string, svc *corev1.Service) bool {
 	for _, slice := range z.source.Slices(svc.Namespace, svc.Name) {
 		for _, ep := range slice.Endpoints {
-			if deref(ep.NodeName) == node && (ep.Conditions.Ready == nil || *ep.Conditions.Ready) {
+			if ptr.Deref(ep.NodeName, "") == node && (ep.Conditions.Ready == nil || *ep.Conditions.Ready) {
 				return true
 			}
 		}

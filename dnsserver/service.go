@@ -8,6 +8,7 @@ import (
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/utils/ptr"
 )
 
 // endpoint is an address behind a Service that may be told to clients.
@@ -120,7 +121,7 @@ func (z *zone) srv(q dns.Question, req request, svc *corev1.Service) (r reply, e
 	}
 	if headless(svc) {
 		z.endpoints(svc, func(ep endpoint, port discoveryv1.EndpointPort) {
-			if matches(req, deref(port.Name), protocol(port.Protocol)) && deref(port.Port) != 0 {
+			if matches(req, ptr.Deref(port.Name, ""), protocol(port.Protocol)) && ptr.Deref(port.Port, 0) != 0 {
 				add(ep.name+"."+base, *port.Port, ep.ip)
 			}
 		})
@@ -186,7 +187,7 @@ func (z *zone) namesOf(ip netip.Addr) []string {
 		}
 		for _, ep := range slice.Endpoints {
 			// Only names that somebody gave: every pod behind every Service has a dashed one.
-			if !slices.Contains(addrs(ep.Addresses), ip) || !z.usable(svc, ep) || (deref(ep.Hostname) == "" && !headless(svc)) {
+			if !slices.Contains(addrs(ep.Addresses), ip) || !z.usable(svc, ep) || (ptr.Deref(ep.Hostname, "") == "" && !headless(svc)) {
 				continue
 			}
 			names = append(names, endpointName(ep, ip)+"."+svc.Name+"."+svc.Namespace+".svc."+z.domain)
@@ -197,7 +198,7 @@ func (z *zone) namesOf(ip netip.Addr) []string {
 }
 
 func endpointName(ep discoveryv1.Endpoint, ip netip.Addr) string {
-	if h := deref(ep.Hostname); h != "" {
+	if h := ptr.Deref(ep.Hostname, ""); h != "" {
 		return strings.ToLower(h)
 	}
 	return dashed(ip)
@@ -208,14 +209,6 @@ func headless(svc *corev1.Service) bool { return svc.Spec.ClusterIP == corev1.Cl
 func protocol(p *corev1.Protocol) corev1.Protocol {
 	if p == nil {
 		return corev1.ProtocolTCP
-	}
-	return *p
-}
-
-func deref[T any](p *T) T {
-	var zero T
-	if p == nil {
-		return zero
 	}
 	return *p
 }
