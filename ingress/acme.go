@@ -81,14 +81,12 @@ func Certificates(ctx context.Context, cfg Config) error {
 		return nil
 	}
 	o := &orders{cfg: cfg, kinds: k, status: &status{cfg: cfg, said: map[string]bool{}}, retry: map[certRef]retry{}}
-	for tick := time.NewTicker(acmeEvery); ; {
+	for {
 		next := o.sync(ctx)
 		select {
 		case <-ctx.Done():
-			tick.Stop()
 			return nil
 		case <-wake:
-		case <-tick.C:
 		case <-time.After(next):
 		}
 	}
@@ -203,7 +201,7 @@ func good(s *corev1.Secret, hosts []string) bool {
 			return false
 		}
 	}
-	return time.Until(cert.Leaf.NotAfter) > cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)/3
+	return lasts(cert.Leaf)
 }
 
 // account is a client with the cluster's account, made if there is none.
@@ -211,11 +209,11 @@ func (o *orders) account(ctx context.Context) (*acme.Client, error) {
 	secrets := o.cfg.Client.CoreV1().Secrets(acmeNamespace)
 	have, err := secrets.Get(ctx, acmeAccount, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		key, err := newKey()
+		_, keyPEM, err := newKey()
 		if err != nil {
 			return nil, err
 		}
-		have, err = secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: acmeAccount}, Data: map[string][]byte{corev1.TLSPrivateKeyKey: key}}, metav1.CreateOptions{})
+		have, err = secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: acmeAccount}, Data: map[string][]byte{corev1.TLSPrivateKeyKey: keyPEM}}, metav1.CreateOptions{})
 		if err != nil {
 			return nil, fmt.Errorf("keep the account's key: %w", err)
 		}
@@ -255,12 +253,7 @@ func (o *orders) obtain(ctx context.Context, hosts []string) (map[string][]byte,
 	if order, err = o.client.WaitOrder(ctx, order.URI); err != nil {
 		return nil, fmt.Errorf("wait for the order: %w", err)
 	}
-	keyPEM, err := newKey()
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(keyPEM)
-	key, err := x509.ParseECPrivateKey(block.Bytes)
+	key, keyPEM, err := newKey()
 	if err != nil {
 		return nil, err
 	}
@@ -351,15 +344,15 @@ func (h *handler) challenge(w http.ResponseWriter, r *http.Request, token string
 	_, _ = w.Write([]byte(response))
 }
 
-// newKey makes a key in PEM.
-func newKey() ([]byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// newKey makes a key, and gives it in PEM as well.
+func newKey() (key *ecdsa.PrivateKey, keyPEM []byte, err error) {
+	key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("make a key: %w", err)
+		return nil, nil, fmt.Errorf("make a key: %w", err)
 	}
 	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
-		return nil, fmt.Errorf("encode a key: %w", err)
+		return nil, nil, fmt.Errorf("encode a key: %w", err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), nil
+	return key, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), nil
 }

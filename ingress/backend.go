@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/utils/ptr"
 )
 
 // backend is a port of a Service: where it answers now.
@@ -123,7 +124,7 @@ func (f *finder) endpoints(namespace, service, port string) []*endpoint {
 	var ready, serving []*endpoint
 	for _, slice := range f.slices(namespace, service) {
 		for _, p := range slice.Ports {
-			if p.Port == nil || deref(p.Name) != port || p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP {
+			if p.Port == nil || ptr.Deref(p.Name, "") != port || p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP {
 				continue
 			}
 			for _, ep := range slice.Endpoints {
@@ -134,7 +135,7 @@ func (f *finder) endpoints(namespace, service, port string) []*endpoint {
 						f.dead[addr] = true
 					case c.Ready == nil || *c.Ready:
 						ready = f.add(ready, addr)
-					case deref(c.Serving) && deref(c.Terminating):
+					case ptr.Deref(c.Serving, false) && ptr.Deref(c.Terminating, false):
 						serving = f.add(serving, addr)
 					}
 				}
@@ -160,12 +161,4 @@ func (f *finder) add(to []*endpoint, addr string) []*endpoint {
 		return to
 	}
 	return append(to, ep)
-}
-
-func deref[T any](p *T) T {
-	var zero T
-	if p == nil {
-		return zero
-	}
-	return *p
 }

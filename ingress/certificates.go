@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,9 +12,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 )
-
-// renewBefore is when a certificate of the cluster's CA is made anew: a third of the 90 days that it has.
-const renewBefore = 30 * 24 * time.Hour
 
 // certificates are those that clients are shown.
 type certificates struct {
@@ -67,6 +65,11 @@ func parseSecret(s *corev1.Secret) (*tls.Certificate, error) {
 	return &cert, nil
 }
 
+// lasts tells whether a certificate has more than a third of its life left. One that has not is made anew.
+func lasts(leaf *x509.Certificate) bool {
+	return time.Until(leaf.NotAfter) > leaf.NotAfter.Sub(leaf.NotBefore)/3
+}
+
 // get is for [tls.Config]: the certificate of the Secret for the name, else one of the
 // cluster's CA, for the name if some rule has it.
 func (c *certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -96,7 +99,7 @@ func (c *certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 
 // own returns the certificate of the cluster's CA that is kept under key, made if need be.
 func (c *certificates) own(key string, names []string, addrs []netip.Addr) (*tls.Certificate, error) {
-	if cert := c.ours[key]; cert != nil && (cert.Leaf == nil || time.Until(cert.Leaf.NotAfter) > renewBefore) {
+	if cert := c.ours[key]; cert != nil && (cert.Leaf == nil || lasts(cert.Leaf)) {
 		return cert, nil
 	}
 	cert, err := c.issue(names, addrs)

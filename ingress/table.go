@@ -16,7 +16,6 @@ type table struct {
 	fallback        *route           // nil: 404
 	certs           map[string]certRef
 	used            map[string]bool // Services, NAMESPACE/NAME
-	ingresses       int
 }
 
 // certRef names a Secret.
@@ -55,7 +54,7 @@ type builder struct {
 // build makes the table of these Ingresses. Where two claim the same host and path, the
 // older one has it.
 func (b *builder) build(ingresses []*networkingv1.Ingress) {
-	b.table = &table{exact: map[string]*site{}, wildcard: map[string]*site{}, any: &site{}, certs: map[string]certRef{}, used: map[string]bool{}, ingresses: len(ingresses)}
+	b.table = &table{exact: map[string]*site{}, wildcard: map[string]*site{}, any: &site{}, certs: map[string]certRef{}, used: map[string]bool{}}
 	ingresses = slices.Clone(ingresses)
 	slices.SortFunc(ingresses, older)
 	for _, ing := range ingresses {
