@@ -39,7 +39,7 @@ type Proxy struct {
 	cfg     Config
 	kinds   kinds
 	dirty   chan struct{}
-	handler atomic.Pointer[handler] // nil while there is no Ingress
+	handler atomic.Pointer[handler] // nil until the first Ingress
 	certs   certificates
 
 	mu   sync.Mutex
@@ -47,7 +47,7 @@ type Proxy struct {
 
 	// The rest belongs to Run.
 	endpoints map[string]*endpoint
-	secrets   cache.Indexer // nil until an Ingress names one
+	secrets   cache.Indexer // nil until an Ingress names one, and again after the last Ingress
 	published string
 	looked    bool            // at what the Node says from before
 	said      map[string]bool // about certificates
@@ -167,6 +167,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil
 	}
+	var open context.Context // from the first Ingress to the last
 	var stop func()
 	defer func() {
 		if stop != nil {
@@ -189,16 +190,20 @@ func (p *Proxy) Run(ctx context.Context) error {
 		}
 		switch {
 		case len(all) > 0 && stop == nil:
+			var end context.CancelFunc
+			open, end = context.WithCancel(ctx)
 			p.handler.Store(newHandler(p.cfg))
-			p.apply(ctx, all)
-			stop = p.openDoors(ctx)
+			p.apply(open, all)
+			wait := p.openDoors(open)
+			stop = func() { end(); wait() }
 		case len(all) == 0 && stop != nil:
 			stop()
 			stop = nil
+			p.secrets = nil
+			p.apply(open, nil)
 			p.handler.Load().to.close()
-			p.endpoints = map[string]*endpoint{}
 		case len(all) > 0:
-			p.apply(ctx, all)
+			p.apply(open, all)
 		}
 		return p.publish(ctx)
 	})
@@ -298,7 +303,7 @@ func tableOf(cfg Config, k kinds, all []*networkingv1.Ingress, known map[string]
 }
 
 // followSecrets keeps the certificates of the cluster's Secrets, from the first Ingress on that
-// names one. Of others nothing is kept.
+// names one, until ctx ends. Of others nothing is kept.
 func (p *Proxy) followSecrets(ctx context.Context) {
 	factory := informers.NewSharedInformerFactoryWithOptions(p.cfg.Client, 0, informers.WithTransform(slim))
 	informer := factory.Core().V1().Secrets().Informer()
@@ -339,12 +344,11 @@ func (p *Proxy) secret(namespace, name string) *corev1.Secret {
 	return s
 }
 
-// openDoors opens the ports; the function that it returns closes them.
-func (p *Proxy) openDoors(ctx context.Context) (stop func()) {
+// openDoors opens the ports until ctx ends; the function that it returns waits for that.
+func (p *Proxy) openDoors(ctx context.Context) (wait func()) {
 	if p.cfg.HTTP == 0 && p.cfg.HTTPS == 0 {
 		p.cfg.Logger.Warn("there are Ingresses, and this peer serves none: ingress-http and ingress-https are 0")
 	}
-	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	h := p.handler.Load()
 	for _, d := range []*door{{port: p.cfg.HTTP}, {port: p.cfg.HTTPS, tls: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: p.certs.get}}} {
@@ -354,7 +358,7 @@ func (p *Proxy) openDoors(ctx context.Context) (stop func()) {
 		d.handler, d.logger, d.opened = h, p.cfg.Logger, p.opened
 		running.Go(func() { d.serve(ctx) })
 	}
-	return func() { cancel(); running.Wait() }
+	return running.Wait
 }
 
 func (p *Proxy) opened(port uint16, open bool) {

@@ -330,6 +330,51 @@ func TestTLS(t *testing.T) {
 	})
 }
 
+// After the last Ingress nothing of the table is kept, and the Secrets are read anew by the next one.
+func TestAfterTheLastIngress(t *testing.T) {
+	w := newWorld(t, nil)
+	w.service("web", "n1="+backendServer(t, "web"))
+	w.create(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "a", ResourceVersion: "1"}, Type: corev1.SecretTypeTLS, Data: w.authority.secret(t, "a.example")})
+	open := func() {
+		t.Helper()
+		w.ingress(`{metadata: {name: one}, spec: {tls: [{hosts: [a.example], secretName: a}], rules: [
+		  {host: a.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}}]}}`)
+		w.until(http.StatusPermanentRedirect, "http://a.example/")
+		conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", w.https), &tls.Config{ServerName: "a.example", InsecureSkipVerify: true})
+		must(t, err)
+		defer conn.Close()
+		if got := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; got != "secret a.example" {
+			t.Errorf("certificate %q", got)
+		}
+	}
+	watches := func() (n int) {
+		for _, a := range w.client.Actions() {
+			if a.Matches("watch", "secrets") {
+				n++
+			}
+		}
+		return n
+	}
+	open()
+	before := watches()
+	must(t, w.client.NetworkingV1().Ingresses("shop").Delete(t.Context(), "one", metav1.DeleteOptions{}))
+	poll(t, func() error {
+		if r, _ := w.proxy.handler.Load().table.Load().match("a.example", "/"); r != nil {
+			return fmt.Errorf("there is still a route: %+v", r)
+		}
+		w.proxy.certs.mu.Lock()
+		defer w.proxy.certs.mu.Unlock()
+		if n := len(w.proxy.certs.secrets); n > 0 {
+			return fmt.Errorf("%d certificates are kept", n)
+		}
+		return nil
+	})
+	open()
+	if got := watches(); got != before+1 {
+		t.Errorf("Secrets were watched %d times, and %d times after the next Ingress", before, got)
+	}
+}
+
 func TestBackendsThatFail(t *testing.T) {
 	gone := fmt.Sprintf("127.0.0.1:%d", freePort(t)) // nobody listens there
 	slow := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
