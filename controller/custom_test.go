@@ -56,7 +56,7 @@ func TestCustomResources(t *testing.T) {
 			Versions: []definitionsv1.CustomResourceDefinitionVersion{{
 				Name: "v1", Served: true, Storage: true,
 				Subresources: &definitionsv1.CustomResourceSubresources{Scale: &definitionsv1.CustomResourceSubresourceScale{SpecReplicasPath: ".spec.replicas", StatusReplicasPath: ".status.replicas"}},
-				Schema: &definitionsv1.CustomResourceValidation{OpenAPIV3Schema: &definitionsv1.JSONSchemaProps{Type: "object", XPreserveUnknownFields: ptr.To(true)}},
+				Schema:       &definitionsv1.CustomResourceValidation{OpenAPIV3Schema: &definitionsv1.JSONSchemaProps{Type: "object", XPreserveUnknownFields: ptr.To(true)}},
 			}},
 		},
 	}, metav1.CreateOptions{})
