@@ -201,11 +201,14 @@ func (n *Network) keep(ctx context.Context) {
 	}
 }
 
-// Apply brings one section of the table of rules to state; network/services
-// calls it. It waits for Ready.
-func (n *Network) Apply(ctx context.Context, section string, state nft.State) error {
+// Apply brings one section of the family's table of rules to state; network/services
+// and network/policy call it. It waits for Ready.
+func (n *Network) Apply(ctx context.Context, family knftables.Family, section string, state nft.State) error {
 	if err := n.wait(ctx); err != nil {
 		return err
+	}
+	if family != knftables.IPv4Family {
+		return fmt.Errorf("the cluster has no addresses of family %s", family)
 	}
 	err := n.table.Set(ctx, section, state)
 	select {

@@ -20,6 +20,8 @@ import (
 	networkinginformers "k8s.io/client-go/informers/networking/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"sigs.k8s.io/knftables"
+
 	"github.com/rundigitalplatform/rookery/network/conntrack"
 	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/overlay"
@@ -28,7 +30,7 @@ import (
 // Network is where the rules go and the addresses come from; package network's Network is one.
 type Network interface {
 	// Apply makes state the content of the section, writing only what differs.
-	Apply(ctx context.Context, section string, state nft.State) error
+	Apply(ctx context.Context, family knftables.Family, section string, state nft.State) error
 	// Addresses are those of this peer's pods, by UID.
 	Addresses() map[string]netip.Addr
 }
@@ -200,7 +202,7 @@ func (c *Controller) sync(ctx context.Context) error {
 	}
 	want := m.rules()
 	if !c.synced || len(c.last.Chains)+len(want.Chains) > 0 {
-		if err := c.cfg.Network.Apply(ctx, c.cfg.Section, want); err != nil {
+		if err := c.cfg.Network.Apply(ctx, knftables.IPv4Family, c.cfg.Section, want); err != nil {
 			return err
 		}
 	}

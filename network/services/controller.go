@@ -15,6 +15,8 @@ import (
 	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"sigs.k8s.io/knftables"
+
 	"github.com/rundigitalplatform/rookery/network/conntrack"
 	"github.com/rundigitalplatform/rookery/network/nft"
 )
@@ -22,7 +24,7 @@ import (
 // Rules is where the rules go; package network's Network is one.
 type Rules interface {
 	// Apply makes state the content of the section, writing only what differs.
-	Apply(ctx context.Context, section string, state nft.State) error
+	Apply(ctx context.Context, family knftables.Family, section string, state nft.State) error
 }
 
 // Config is what a [Controller] is made from; all fields but Alive, Changed, Zone and Split are required.
@@ -219,7 +221,7 @@ func (c *Controller) sync(ctx context.Context) error {
 		self.Zone = c.cfg.Zone()
 	}
 	want := c.computer.desired(services, endpointSlices, c.cfg.Split, c.cfg.Alive, self)
-	if err := c.cfg.Rules.Apply(ctx, c.cfg.Section, want.rules); err != nil {
+	if err := c.cfg.Rules.Apply(ctx, knftables.IPv4Family, c.cfg.Section, want.rules); err != nil {
 		return err
 	}
 	// Only now: a flow that is forgotten earlier would be made again by the old rules.
