@@ -82,7 +82,7 @@ func checkNFT(ctx context.Context) Feature {
 	kernel, err := newNFT()
 	if err == nil {
 		// The rules of a peer without pods use nearly everything there is to use.
-		rules := podRules(Config{
+		rules := podRules(Family{
 			PodCIDR: netip.MustParsePrefix("10.42.0.0/24"), ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
 		}, nil, nil)
 		err = nft.New(kernel, slog.New(slog.DiscardHandler)).Set(ctx, podsSection, rules)

@@ -141,8 +141,10 @@ func (m *machine) up(objects ...request) {
 
 func (m *machine) config() *network.Config {
 	return &network.Config{
-		Address: m.addr, PodCIDR: m.cidr, ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
-		DNS: netip.MustParseAddr("10.43.0.10"), Backend: m.backend, Key: network.Key(m.key), Dir: filepath.Join(m.dir, "network"),
+		Address: m.addr, Families: []network.Family{{
+			PodCIDR: m.cidr, ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), DNS: netip.MustParseAddr("10.43.0.10"),
+		}},
+		Backend: m.backend, Key: network.Key(m.key), Dir: filepath.Join(m.dir, "network"),
 	}
 }
 
@@ -196,7 +198,7 @@ func (l *lab) peers(dead ...string) {
 		for _, o := range l.hosts {
 			if o != m && o.cmd != nil || strings.Contains(strings.Join(dead, ","), o.name) {
 				peers = append(peers, network.Peer{
-					Name: o.name, Endpoint: o.addr, PodCIDR: o.cidr, WireGuardKey: network.Key(o.key.PublicKey()),
+					Name: o.name, Endpoint: o.addr, PodCIDRs: []netip.Prefix{o.cidr}, WireGuardKey: network.Key(o.key.PublicKey()),
 					Alive: !strings.Contains(strings.Join(dead, ","), o.name),
 				})
 			}

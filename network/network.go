@@ -43,21 +43,46 @@ type Key = overlay.Key
 
 // Config is what a [Network] is made from. All fields without a default are required.
 type Config struct {
-	Address     netip.Addr   // this peer's address on the network between the machines
-	PodCIDR     netip.Prefix // this peer's pod range; its first address becomes the peer's own
-	ClusterCIDR netip.Prefix // of all peers, e.g. 10.42.0.0/16
-	ServiceCIDR netip.Prefix // e.g. 10.43.0.0/16
-	DNS         netip.Addr   // address of the cluster DNS, local to each peer, e.g. 10.43.0.10
-	Backend     string       // "wireguard" (default), "vxlan" or "direct"
-	Key         Key          // WireGuard private key; not looked at by the other backends
-	Port        int          // UDP port of WireGuard, the same on every peer; default 51820
-	MTU         int          // of the network between the machines; default: that of the device with Address
-	Dir         string       // where ipam.json and hostports.json are kept
+	Address  netip.Addr // this peer's address on the network between the machines
+	Families []Family   // one, or two of different IP families; the first is whose address comes first
+	Backend  string     // "wireguard" (default), "vxlan" or "direct"
+	Key      Key        // WireGuard private key; not looked at by the other backends
+	Port     int        // UDP port of WireGuard, the same on every peer; default 51820
+	MTU      int        // of the network between the machines; default: that of the device with Address
+	Dir      string     // where ipam.json and hostports.json are kept
 	// Reserved are ports of this machine that no pod may take as its host port, whether
 	// TCP or UDP, by what they are for; nil: none.
 	Reserved  map[string]uint16
 	Admission Admission // what pods wait for; nil: nothing
 	Log       *slog.Logger
+}
+
+// Family is what the cluster has of one IP family.
+type Family struct {
+	PodCIDR     netip.Prefix // this peer's pod range; its first address becomes the peer's own
+	ClusterCIDR netip.Prefix // of all peers, e.g. 10.42.0.0/16
+	ServiceCIDR netip.Prefix // e.g. 10.43.0.0/16
+	DNS         netip.Addr   // address of the cluster DNS, local to each peer, e.g. 10.43.0.10
+}
+
+// Own is this peer's own address on the pod network.
+func (f Family) Own() netip.Addr { return f.PodCIDR.Masked().Addr().Next() }
+
+// validate says what is wrong with the ranges of a machine with that address.
+func (f Family) validate(machine netip.Addr) error {
+	switch {
+	case !f.PodCIDR.IsValid() || !f.ClusterCIDR.IsValid() || !f.ServiceCIDR.IsValid():
+		return errors.New("pod, cluster and service ranges must be set")
+	case !f.ClusterCIDR.Overlaps(f.PodCIDR) || f.ClusterCIDR.Bits() > f.PodCIDR.Bits():
+		return fmt.Errorf("pod range %s is not inside the cluster range %s", f.PodCIDR, f.ClusterCIDR)
+	case f.ClusterCIDR.Overlaps(f.ServiceCIDR):
+		return fmt.Errorf("service range %s and cluster range %s overlap: choose others", f.ServiceCIDR, f.ClusterCIDR)
+	case f.ClusterCIDR.Contains(machine) || f.ServiceCIDR.Contains(machine):
+		return fmt.Errorf("this machine's address %s is inside the cluster's own ranges: choose others", machine)
+	case !f.ServiceCIDR.Contains(f.DNS):
+		return fmt.Errorf("DNS address %s is not inside the service range %s", f.DNS, f.ServiceCIDR)
+	}
+	return nil
 }
 
 // Admission holds a pod back between its address and its interface; package policy's
@@ -86,20 +111,12 @@ func (c Config) Validate() error {
 	switch {
 	case !c.Address.Is4():
 		return errors.New("the peer needs an IPv4 address")
-	case !c.PodCIDR.IsValid() || !c.ClusterCIDR.IsValid() || !c.ServiceCIDR.IsValid():
-		return errors.New("pod, cluster and service ranges must be set")
-	case !c.ClusterCIDR.Overlaps(c.PodCIDR) || c.ClusterCIDR.Bits() > c.PodCIDR.Bits():
-		return fmt.Errorf("pod range %s is not inside the cluster range %s", c.PodCIDR, c.ClusterCIDR)
-	case c.ClusterCIDR.Overlaps(c.ServiceCIDR):
-		return fmt.Errorf("service range %s and cluster range %s overlap: choose others", c.ServiceCIDR, c.ClusterCIDR)
-	case c.ClusterCIDR.Contains(c.Address) || c.ServiceCIDR.Contains(c.Address):
-		return fmt.Errorf("this machine's address %s is inside the cluster's own ranges: choose others", c.Address)
-	case !c.ServiceCIDR.Contains(c.DNS):
-		return fmt.Errorf("DNS address %s is not inside the service range %s", c.DNS, c.ServiceCIDR)
+	case len(c.Families) != 1 || !c.Families[0].PodCIDR.Addr().Is4():
+		return errors.New("the pod network is IPv4 only")
 	case c.Dir == "" || c.Log == nil:
 		return errors.New("directory and log must be set")
 	}
-	return nil
+	return c.Families[0].validate(c.Address)
 }
 
 // Network is this peer's end of the pod network.
@@ -142,7 +159,7 @@ func New(cfg Config) (*Network, error) {
 func (n *Network) Ready() <-chan struct{} { return n.ready }
 
 // Own is this peer's own address on the pod network.
-func (n *Network) Own() netip.Addr { return n.cfg.PodCIDR.Masked().Addr().Next() }
+func (n *Network) Own() netip.Addr { return n.cfg.Families[0].Own() }
 
 // Run sets the peer's devices, routes and rules up, adopting what is there, and
 // keeps them until ctx ends. What can work without the daemon stays in the
@@ -152,7 +169,7 @@ func (n *Network) Run(ctx context.Context) error {
 		return fmt.Errorf("set up pod network: %w", errors.Join(err, n.closeOverlays()))
 	}
 	close(n.ready)
-	n.log.Info("pod network is up", "backend", n.cfg.Backend, "range", n.cfg.PodCIDR, "mtu", n.mtu.Load())
+	n.log.Info("pod network is up", "backend", n.cfg.Backend, "range", n.cfg.Families[0].PodCIDR, "mtu", n.mtu.Load())
 	n.keep(ctx)
 	return n.closeOverlays()
 }
@@ -218,15 +235,19 @@ func (n *Network) Apply(ctx context.Context, family knftables.Family, section st
 	return err
 }
 
-// Addresses are those of this peer's pods, by UID: of all that have been attached or are
-// about to be. nil before Ready. It does not block.
-func (n *Network) Addresses() map[string]netip.Addr {
+// Addresses are those of this peer's pods, by UID, in the order of [Config.Families]: of
+// all that have been attached or are about to be. nil before Ready. It does not block.
+func (n *Network) Addresses() map[string][]netip.Addr {
 	select {
 	case <-n.ready:
-		return n.pool.All()
 	default:
 		return nil
 	}
+	out := map[string][]netip.Addr{}
+	for uid, addr := range n.pool.All() {
+		out[uid] = []netip.Addr{addr}
+	}
+	return out
 }
 
 func (n *Network) wait(ctx context.Context) error {

@@ -29,7 +29,7 @@ func (n *Network) syncPods(ctx context.Context) error {
 	}
 	generation := n.podsWanted.Load()
 	addrs, ports := n.pool.All(), n.ports.All()
-	if err := n.table.Set(ctx, podsSection, podRules(n.cfg, addrs, ports)); err != nil {
+	if err := n.table.Set(ctx, podsSection, podRules(n.cfg.Families[0], addrs, ports)); err != nil {
 		return err
 	}
 	// Only now: a flow that is forgotten earlier would be made again by the old rules.
@@ -42,7 +42,7 @@ func (n *Network) syncPods(ctx context.Context) error {
 }
 
 // podRules are the rules that do not depend on Services.
-func podRules(cfg Config, pods map[string]netip.Addr, ports map[string][]hostports.Port) nft.State {
+func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports.Port) nft.State {
 	s := nft.NewState()
 	sources, hairpins := map[string]string{}, map[string]string{}
 	for uid, addr := range pods {
@@ -60,8 +60,8 @@ func podRules(cfg Config, pods map[string]netip.Addr, ports map[string][]hostpor
 			fmt.Sprintf(`iifname "%s*" ip daddr 127.0.0.0/8 drop`, devicePrefix),
 		},
 	}
-	own := cfg.PodCIDR.Masked().Addr().Next()
-	inside := fmt.Sprintf("{ %s, %s }", cfg.ClusterCIDR.Masked(), cfg.ServiceCIDR.Masked())
+	own := f.Own()
+	inside := fmt.Sprintf("{ %s, %s }", f.ClusterCIDR.Masked(), f.ServiceCIDR.Masked())
 	s.Chains["nat-postrouting"] = nft.Chain{
 		Hook: &nft.Hook{Type: knftables.NATType, Hook: knftables.PostroutingHook, Priority: knftables.SNATPriority},
 		Rules: []string{
@@ -73,13 +73,13 @@ func podRules(cfg Config, pods map[string]netip.Addr, ports map[string][]hostpor
 			fmt.Sprintf("ct status dnat ip saddr . ip daddr @hairpins snat to %s fully-random", own),
 			// From outside to another peer's pod (a NodePort): the answer must come back through here.
 			fmt.Sprintf("ip saddr != %s ip daddr %s ip daddr != %s snat to %s fully-random",
-				cfg.ClusterCIDR.Masked(), cfg.ClusterCIDR.Masked(), cfg.PodCIDR.Masked(), own),
+				f.ClusterCIDR.Masked(), f.ClusterCIDR.Masked(), f.PodCIDR.Masked(), own),
 			// From outside to outside, by a NodePort whose endpoint is another machine itself.
-			fmt.Sprintf("ct status dnat ip saddr != %s ip daddr != %s masquerade fully-random", cfg.ClusterCIDR.Masked(), inside),
+			fmt.Sprintf("ct status dnat ip saddr != %s ip daddr != %s masquerade fully-random", f.ClusterCIDR.Masked(), inside),
 			// Pods, and the peer under its pod network address, out of the cluster.
-			fmt.Sprintf("ip saddr %s ip daddr != %s masquerade fully-random", cfg.PodCIDR.Masked(), inside),
+			fmt.Sprintf("ip saddr %s ip daddr != %s masquerade fully-random", f.PodCIDR.Masked(), inside),
 		},
 	}
-	hostports.Rules(s, ports, pods, cfg.ServiceCIDR)
+	hostports.Rules(s, ports, pods, f.ServiceCIDR)
 	return s
 }

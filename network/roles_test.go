@@ -315,7 +315,7 @@ func (h *host) start(ctx context.Context, r request) error {
 		Zone:  func() string { return "zone-" + r.Node },
 		Split: splitOf,
 		Alive: func(node string) bool { h.mu.Lock(); defer h.mu.Unlock(); return !h.dead[node] },
-		Self:  services.Self{Node: r.Node, ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.DNS},
+		Self:  services.Self{Node: r.Node, ClusterCIDR: cfg.Families[0].ClusterCIDR, ServiceCIDR: cfg.Families[0].ServiceCIDR, DNS: cfg.Families[0].DNS},
 	})
 	pol := cache.NewSharedIndexInformer(h.policies["policies"], &networkingv1.NetworkPolicy{}, 0, byNamespace)
 	pods := cache.NewSharedIndexInformer(h.policies["pods"], &corev1.Pod{}, 0, byNamespace)
@@ -323,7 +323,7 @@ func (h *host) start(ctx context.Context, r request) error {
 	namespaces := cache.NewSharedIndexInformer(h.policies["namespaces"], &corev1.Namespace{}, 0, byNamespace)
 	h.admission = policy.New(policy.Config{
 		Policies: policyInformer{pol}, Pods: podInformer{pods}, Namespaces: namespaceInformer{namespaces},
-		Network: h.net, Section: network.PoliciesSection, Self: policy.Self{Node: r.Node, DNS: cfg.DNS}, Log: cfg.Log,
+		Network: h.net, Section: network.PoliciesSection, Self: policy.Self{Node: r.Node, DNS: cfg.Families[0].DNS}, Log: cfg.Log,
 	})
 	h.announcer = announce.New(announce.Config{
 		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Self: r.Node, Address: cfg.Address, Changed: h.moved, Log: cfg.Log,

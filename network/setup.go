@@ -31,7 +31,7 @@ const lastResort = 4096
 
 func (n *Network) setup(ctx context.Context) error {
 	var err error
-	if n.pool, err = ipam.Open(n.ipamPath(), n.cfg.PodCIDR); err != nil {
+	if n.pool, err = ipam.Open(n.ipamPath(), n.cfg.Families[0].PodCIDR); err != nil {
 		return err
 	}
 	if n.ports, err = hostports.Open(n.hostPortsPath(), n.reserved()); err != nil {
@@ -103,7 +103,7 @@ func (n *Network) anchor() (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %s: %w", anchorDevice, err)
 	}
-	want := map[netip.Addr]bool{n.Own(): true, n.cfg.DNS: true}
+	want := map[netip.Addr]bool{n.Own(): true, n.cfg.Families[0].DNS: true}
 	for _, a := range have {
 		if got, ok := netip.AddrFromSlice(a.IP); ok && want[got.Unmap()] {
 			continue
@@ -129,11 +129,11 @@ func (n *Network) anchor() (netlink.Link, error) {
 // pod behind it, so that it does not leave by the default route.
 func (n *Network) localRoutes(anchor netlink.Link) error {
 	service := netlink.Route{
-		LinkIndex: anchor.Attrs().Index, Dst: prefix(n.cfg.ServiceCIDR), Src: n.Own().AsSlice(),
+		LinkIndex: anchor.Attrs().Index, Dst: prefix(n.cfg.Families[0].ServiceCIDR), Src: n.Own().AsSlice(),
 		Scope: netlink.SCOPE_LINK, Protocol: localRoutes,
 	}
 	refuse := netlink.Route{
-		Dst: prefix(n.cfg.ClusterCIDR), Type: unix.RTN_UNREACHABLE, Priority: lastResort, Protocol: localRoutes,
+		Dst: prefix(n.cfg.Families[0].ClusterCIDR), Type: unix.RTN_UNREACHABLE, Priority: lastResort, Protocol: localRoutes,
 	}
 	for _, r := range []netlink.Route{service, refuse} {
 		if err := netlink.RouteReplace(&r); err != nil {

@@ -273,7 +273,7 @@ func (p *peer) compose(self cluster.Peer) error {
 	var err error
 	p.network, err = network.New(network.Config{
 		Admission: admission{p},
-		Address:   p.self().Address, PodCIDR: self.PodCIDR, ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS,
+		Address:   p.self().Address, Families: families(settings, self.PodCIDR),
 		Backend: p.registry.Backend(), Key: network.Key(p.id.WireGuardKey()), Port: int(p.cfg.WireGuardPort),
 		Reserved: map[string]uint16{"the API and the other peers": uint16(p.cfg.Port), "gossip": uint16(p.cfg.GossipPort), "the pod network": uint16(p.cfg.WireGuardPort)},
 		Dir:      filepath.Join(p.cfg.DataDir, "network"), Log: p.log.With("room", "network"),
@@ -304,6 +304,15 @@ func (p *peer) compose(self cluster.Peer) error {
 		Logger: p.log.With("room", "node"),
 	})
 	return err
+}
+
+// families are the cluster's ranges with this peer's share of each, from its first one.
+func families(settings identity.Settings, first netip.Prefix) (out []network.Family) {
+	shares := settings.PeerCIDRs(first)
+	for i, r := range settings.Ranges() {
+		out = append(out, network.Family{PodCIDR: shares[i], ClusterCIDR: r.PodCIDR, ServiceCIDR: r.ServiceCIDR, DNS: r.DNS})
+	}
+	return out
 }
 
 // admission holds pods back until their policies are in the rules; the policies are made

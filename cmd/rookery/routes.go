@@ -79,6 +79,7 @@ func (p *peer) setRoutes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	settings := p.id.Settings()
 	var peers []network.Peer
 	for _, r := range records {
 		if r.Name == p.id.Name() {
@@ -92,7 +93,7 @@ func (p *peer) setRoutes(ctx context.Context) error {
 		if m, ok := p.members.Member(r.Name); ok && m.Address.IsValid() {
 			at = m.Address
 		}
-		peers = append(peers, network.Peer{Name: r.Name, Endpoint: at, PodCIDR: r.PodCIDR, WireGuardKey: network.Key(key), Alive: p.live.alive(r.Name)})
+		peers = append(peers, network.Peer{Name: r.Name, Endpoint: at, PodCIDRs: settings.PeerCIDRs(r.PodCIDR), WireGuardKey: network.Key(key), Alive: p.live.alive(r.Name)})
 	}
 	return errors.Join(p.network.Use(ctx, p.registry.Backend()), p.network.SetPeers(ctx, peers))
 }

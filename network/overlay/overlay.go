@@ -35,12 +35,18 @@ type Key [32]byte
 // Peer is another peer as far as packets are concerned.
 type Peer struct {
 	Name         string
-	Endpoint     netip.Addr   // its address on the network between the machines
-	PodCIDR      netip.Prefix // its pod range; the first address is its own
-	WireGuardKey Key          // public; only looked at by WireGuard
+	Endpoint     netip.Addr     // its address on the network between the machines
+	Other        netip.Addr     // its address of the other IP family there; zero: none is known
+	PodCIDRs     []netip.Prefix // its pod ranges, one of each family; the first address of each is its own
+	WireGuardKey Key            // public; only looked at by WireGuard
 	// Alive false withdraws the route, so that senders get an error at once
 	// instead of silence. The rest is kept for its return.
 	Alive bool
+}
+
+func (p Peer) equal(o Peer) bool {
+	return p.Name == o.Name && p.Endpoint == o.Endpoint && p.Other == o.Other && slices.Equal(p.PodCIDRs, o.PodCIDRs) &&
+		p.WireGuardKey == o.WireGuardKey && p.Alive == o.Alive
 }
 
 // Config is what an overlay is made from; all fields are required.
@@ -137,7 +143,7 @@ func (o *Overlay) SetPeers(peers []Peer) error {
 	for _, name := range slices.Sorted(maps.Keys(o.peers)) {
 		old := o.peers[name]
 		w, ok := want[name]
-		if ok && w.PodCIDR == old.PodCIDR && w.WireGuardKey == old.WireGuardKey {
+		if ok && slices.Equal(w.PodCIDRs, old.PodCIDRs) && w.WireGuardKey == old.WireGuardKey {
 			continue
 		}
 		// Gone, or another machine under the old name.
@@ -157,7 +163,7 @@ func (o *Overlay) SetPeers(peers []Peer) error {
 
 func (o *Overlay) set(p Peer) error {
 	old, known := o.peers[p.Name]
-	if known && old == p {
+	if known && old.equal(p) {
 		return nil
 	}
 	if !known || old.Endpoint != p.Endpoint {
@@ -181,9 +187,9 @@ func (o *Overlay) reroute(p Peer) error {
 		return o.unroute(p)
 	}
 	r := o.b.route(p)
-	r.Dst, r.Src, r.Protocol = ipNet(p.PodCIDR), o.cfg.Own.AsSlice(), PeerRoutes
+	r.Dst, r.Src, r.Protocol = ipNet(p.PodCIDRs[0]), o.cfg.Own.AsSlice(), PeerRoutes
 	if err := netlink.RouteReplace(&r); err != nil {
-		return fmt.Errorf("route %s: %w", p.PodCIDR, err)
+		return fmt.Errorf("route %s: %w", p.PodCIDRs[0], err)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func Dump[T any](list func() ([]T, error)) ([]T, error) {
 func (o *Overlay) adopt(peers []Peer) error {
 	keep := map[string]bool{}
 	for _, p := range peers {
-		keep[p.PodCIDR.Masked().String()] = p.Alive
+		keep[p.PodCIDRs[0].Masked().String()] = p.Alive
 	}
 	routes, err := Routes(PeerRoutes)
 	if err != nil {
@@ -62,9 +62,9 @@ func Routes(mark netlink.RouteProtocol) ([]netlink.Route, error) {
 
 func (o *Overlay) unroute(p Peer) error {
 	// Scope "nowhere" matches a route of any scope, which differs between the backends.
-	err := netlink.RouteDel(&netlink.Route{Dst: ipNet(p.PodCIDR), Scope: netlink.SCOPE_NOWHERE, Protocol: PeerRoutes, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
+	err := netlink.RouteDel(&netlink.Route{Dst: ipNet(p.PodCIDRs[0]), Scope: netlink.SCOPE_NOWHERE, Protocol: PeerRoutes, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
 	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("remove route %s: %w", p.PodCIDR, err)
+		return fmt.Errorf("remove route %s: %w", p.PodCIDRs[0], err)
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func (w *userWireGuard) add(p Peer, _ *Peer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(p.WireGuardKey[:]))
 	fmt.Fprintf(&b, "endpoint=%s\n", netip.AddrPortFrom(p.Endpoint, uint16(w.cfg.Port)))
-	fmt.Fprintf(&b, "persistent_keepalive_interval=0\nreplace_allowed_ips=true\nallowed_ip=%s\n", p.PodCIDR)
+	fmt.Fprintf(&b, "persistent_keepalive_interval=0\nreplace_allowed_ips=true\nallowed_ip=%s\n", p.PodCIDRs[0])
 	return w.dev.IpcSet(b.String())
 }
 

@@ -60,7 +60,7 @@ func hardwareAddr(own netip.Addr) net.HardwareAddr {
 // entries are the neighbour entry of the peer's own address and the forwarding
 // entry that says behind which machine its hardware address is.
 func (v *vxlan) entries(p Peer) (neigh, fdb *netlink.Neigh) {
-	own := p.PodCIDR.Masked().Addr().Next()
+	own := p.PodCIDRs[0].Masked().Addr().Next()
 	neigh = &netlink.Neigh{LinkIndex: v.link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: own.AsSlice(), HardwareAddr: hardwareAddr(own)}
 	fdb = &netlink.Neigh{LinkIndex: v.link.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: p.Endpoint.AsSlice(), HardwareAddr: hardwareAddr(own)}
 	return neigh, fdb
@@ -91,7 +91,7 @@ func (v *vxlan) remove(p Peer) error {
 func (v *vxlan) prune(keep []Peer) error {
 	known := map[string]bool{}
 	for _, p := range keep {
-		known[hardwareAddr(p.PodCIDR.Masked().Addr().Next()).String()] = true
+		known[hardwareAddr(p.PodCIDRs[0].Masked().Addr().Next()).String()] = true
 	}
 	for _, family := range []int{unix.AF_BRIDGE, unix.AF_INET} {
 		entries, err := Dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(v.link.Attrs().Index, family) })
@@ -111,7 +111,7 @@ func (v *vxlan) prune(keep []Peer) error {
 }
 
 func (v *vxlan) route(p Peer) netlink.Route {
-	return netlink.Route{LinkIndex: v.link.Attrs().Index, Gw: p.PodCIDR.Masked().Addr().Next().AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
+	return netlink.Route{LinkIndex: v.link.Attrs().Index, Gw: p.PodCIDRs[0].Masked().Addr().Next().AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
 }
 
 func (v *vxlan) close() error { return nil } // forwards on without us

@@ -71,7 +71,7 @@ func (w *kernelWireGuard) add(p Peer, _ *Peer) error {
 	off := time.Duration(0) // an idle cluster sends nothing
 	return w.configure(wgtypes.PeerConfig{
 		PublicKey: wgtypes.Key(p.WireGuardKey), Endpoint: &net.UDPAddr{IP: p.Endpoint.AsSlice(), Port: w.cfg.Port},
-		PersistentKeepaliveInterval: &off, ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipNet(p.PodCIDR)},
+		PersistentKeepaliveInterval: &off, ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipNet(p.PodCIDRs[0])},
 	})
 }
 

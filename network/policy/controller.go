@@ -32,7 +32,7 @@ type Network interface {
 	// Apply makes state the content of the section, writing only what differs.
 	Apply(ctx context.Context, family knftables.Family, section string, state nft.State) error
 	// Addresses are those of this peer's pods, by UID.
-	Addresses() map[string]netip.Addr
+	Addresses() map[string][]netip.Addr
 }
 
 // Config is what a [Controller] is made from; all fields are required.
@@ -231,7 +231,10 @@ func (c *Controller) read() (o objects, err error) {
 	if o.namespaces, err = c.cfg.Namespaces.Lister().List(labels.Everything()); err != nil {
 		return o, err
 	}
-	o.local = c.cfg.Network.Addresses()
+	o.local = map[string]netip.Addr{}
+	for uid, addrs := range c.cfg.Network.Addresses() {
+		o.local[uid] = addrs[0]
+	}
 	o.pods, err = c.cfg.Pods.Lister().List(labels.Everything())
 	return o, err
 }
