@@ -1,17 +1,15 @@
 package cluster
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
-	"time"
-)
 
-// addressInterval is how often our own address is looked at: a system call, no packet.
-const addressInterval = 2 * time.Second
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
 
 // ErrNoAddress says that the machine has no address by which others could reach it.
 var ErrNoAddress = errors.New("this machine has no network address yet; connect it, or give one with --advertise-address")
@@ -23,133 +21,137 @@ func FixedAddress(a netip.Addr) func(netip.Addr, []netip.AddrPort) (netip.Addr, 
 
 // Advertiser finds the address by itself. The current one stays as long as the
 // machine has it, so that a second interface does not make it flap; else it is the
-// one from which the kernel reaches a known peer; else the first global one.
-// No packet is sent. [ErrNoAddress].
-func Advertiser(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error) {
-	ours, err := localAddrs()
+// one from which the kernel reaches a known peer; else the first global one, IPv4 first.
+// Addresses within own, the cluster's networks, are not the machine's. No packet is sent.
+// [ErrNoAddress].
+func Advertiser(own []netip.Prefix) func(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error) {
+	return func(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error) {
+		ours, err := localAddresses(own)
+		if err != nil {
+			return netip.Addr{}, err
+		}
+		if ours.has(current) {
+			return current, nil
+		}
+		if a := ours.towards(towards); a.IsValid() {
+			return a, nil
+		}
+		all := ours.lasting()
+		if len(all) == 0 {
+			return netip.Addr{}, ErrNoAddress
+		}
+		return all[0], nil
+	}
+}
+
+// AddressTowards is the one from which the kernel reaches the first of towards that it has
+// a route to; zero if it has none to any. Own as for [Advertiser]. No packet is sent.
+func AddressTowards(towards []netip.AddrPort, own []netip.Prefix) (netip.Addr, error) {
+	ours, err := localAddresses(own)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	if current.IsValid() && slices.Contains(ours, current) {
-		return current, nil
+	return ours.towards(towards), nil
+}
+
+// Addresses are the machine's global and unique local ones that are there to stay, IPv4
+// first. Own as for [Advertiser].
+func Addresses(own []netip.Prefix) ([]netip.Addr, error) {
+	ours, err := localAddresses(own)
+	return ours.lasting(), err
+}
+
+// OtherAddress is the machine's address of the other IP family than a, on the device that
+// has a; zero if there is none. Own as for [Advertiser].
+func OtherAddress(a netip.Addr, own []netip.Prefix) (netip.Addr, error) {
+	ours, err := localAddresses(own)
+	if err != nil {
+		return netip.Addr{}, err
 	}
-	for _, t := range towards {
-		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(t)) // connects, sends nothing
+	for _, o := range ours {
+		if o.Addr == a {
+			return ours.on(o.link, a.Is6()), nil
+		}
+	}
+	return netip.Addr{}, nil
+}
+
+// local is an address of the machine: global or unique local, and in use.
+type local struct {
+	netip.Addr
+	link int
+	// temporary: one of the IPv6 addresses that change every day (RFC 8981). Peers are to
+	// be found where they were, so these are not told to anybody.
+	temporary bool
+}
+
+type locals []local
+
+// localAddresses lists those outside own, IPv4 first.
+func localAddresses(own []netip.Prefix) (locals, error) {
+	var out locals
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, err := netlink.AddrList(nil, family)
+		if err != nil {
+			return nil, fmt.Errorf("list network addresses: %w", err)
+		}
+		for _, x := range list {
+			a, ok := netip.AddrFromSlice(x.IP)
+			a = a.Unmap()
+			inside := func(p netip.Prefix) bool { return p.Contains(a) }
+			if !ok || !a.IsGlobalUnicast() || slices.ContainsFunc(own, inside) {
+				continue
+			}
+			if a.Is6() && x.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 {
+				continue // perhaps another machine's
+			}
+			out = append(out, local{a, x.LinkIndex, a.Is6() && x.Flags&(unix.IFA_F_TEMPORARY|unix.IFA_F_DEPRECATED) != 0})
+		}
+	}
+	return out, nil
+}
+
+func (l locals) has(a netip.Addr) bool {
+	return slices.ContainsFunc(l, func(x local) bool { return x.Addr == a })
+}
+
+func (l locals) lasting() (all []netip.Addr) {
+	for _, x := range l {
+		if !x.temporary {
+			all = append(all, x.Addr)
+		}
+	}
+	return all
+}
+
+// on is the first lasting address of a device in a family; zero if it has none.
+func (l locals) on(link int, v4 bool) netip.Addr {
+	for _, x := range l {
+		if x.link == link && x.Is4() == v4 && !x.temporary {
+			return x.Addr
+		}
+	}
+	return netip.Addr{}
+}
+
+// towards asks the kernel: a UDP socket that is connected sends nothing.
+func (l locals) towards(peers []netip.AddrPort) netip.Addr {
+	for _, p := range peers {
+		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(p))
 		if err != nil {
 			continue // no route to this one; the next may have one
 		}
 		a := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone("")
 		c.Close()
-		if slices.Contains(ours, a) {
-			return a, nil
-		}
-	}
-	if len(ours) == 0 {
-		return netip.Addr{}, ErrNoAddress
-	}
-	return ours[0], nil
-}
-
-// localAddrs lists the machine's global unicast addresses, IPv4 first.
-func localAddrs() ([]netip.Addr, error) {
-	ifAddrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, fmt.Errorf("list network addresses: %w", err)
-	}
-	var v4, v6 []netip.Addr
-	for _, ia := range ifAddrs {
-		n, ok := ia.(*net.IPNet)
-		if !ok {
-			continue
-		}
-		a, ok := netip.AddrFromSlice(n.IP)
-		if a = a.Unmap(); !ok || !a.IsGlobalUnicast() {
-			continue
-		}
-		if a.Is4() {
-			v4 = append(v4, a)
-		} else {
-			v6 = append(v6, a)
-		}
-	}
-	return append(v4, v6...), nil
-}
-
-// advertise asks for our address, with the known peers to find the way by.
-func (m *Members) advertise() (netip.Addr, error) {
-	var towards []netip.AddrPort
-	for _, x := range m.Snapshot() {
-		if !x.Self && x.Address.IsValid() {
-			towards = append(towards, netip.AddrPortFrom(x.Address, x.GossipPort))
-		}
-	}
-	a, err := m.cfg.Advertise(m.Address(), towards)
-	if err != nil {
-		return netip.Addr{}, fmt.Errorf("find our address: %w", err)
-	}
-	return a.Unmap().WithZone(""), nil
-}
-
-// watchAddress moves gossip to another address when the machine has one. While
-// it has none (the cable is out) nothing changes. It returns when ctx ends, or if
-// gossip cannot be started again.
-func (m *Members) watchAddress(ctx context.Context) error {
-	t := time.NewTicker(addressInterval)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
-		a, err := m.advertise()
-		if err != nil {
-			m.cfg.Log.Debug("our address is not known", "error", err)
-			continue
-		}
-		if a == m.Address() {
-			continue
-		}
-		m.cfg.Log.Info("our address changed", "from", m.Address(), "to", a)
-		if err := m.move(a); err != nil {
-			return err
-		}
-	}
-}
-
-// move starts gossip anew: memberlist cannot change an address. Saying goodbye
-// lets the others take the new address at once, as they would refuse it of a living peer.
-func (m *Members) move(a netip.Addr) error {
-	if list := m.current(); list != nil {
-		if err := list.Leave(time.Second); err != nil {
-			m.cfg.Log.Debug("the old address is not given up properly; the others will find out", "error", err)
-		}
-	}
-	if err := m.close(); err != nil {
-		return err
-	}
-	m.table.lost(time.Now())
-	return m.open(a)
-}
-
-// persist keeps peers.json: what is known of the others, written only when it changes.
-func (m *Members) persist(ctx context.Context) {
-	wake, cancel := m.Subscribe()
-	defer cancel()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-wake:
-		}
-		var ks []known
-		for _, x := range m.Snapshot() {
-			if !x.Self && x.APIAddr() != "" {
-				ks = append(ks, known{Name: x.Name, API: x.APIAddr(), Gossip: netip.AddrPortFrom(x.Address, x.GossipPort).String(), Key: x.Fingerprint})
+		for _, x := range l {
+			if x.Addr != a {
+				continue
 			}
-		}
-		if err := saveKnown(m.cfg.Dir, ks); err != nil {
-			m.cfg.Log.Error("known peers are not saved; after a cold boot they may not be found", "error", err)
+			if lasting := l.on(x.link, a.Is4()); x.temporary && lasting.IsValid() {
+				return lasting
+			}
+			return a
 		}
 	}
+	return netip.Addr{}
 }

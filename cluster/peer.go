@@ -26,9 +26,12 @@ const (
 // Peer is the record of a machine that belongs to the cluster, alive or not, as it lies in
 // the store under [PeersPrefix] and its name.
 type Peer struct {
-	Name         string       `json:"name"`
-	Address      netip.Addr   `json:"address"` // last announced; gossip knows the current one
-	Port         uint16       `json:"port"`    // the TLS peer port
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"` // last announced; gossip knows the current one
+	// OtherAddress is the machine's address of the cluster's other IP family, on the device
+	// that has Address; zero if it has none, or the cluster is of Address's family only.
+	OtherAddress netip.Addr   `json:"otherAddress,omitzero"`
+	Port         uint16       `json:"port"` // the TLS peer port
 	GossipPort   uint16       `json:"gossipPort"`
 	PodCIDR      netip.Prefix `json:"podCIDR"`
 	WireGuardKey string       `json:"wireGuardKey"` // public, base64

@@ -55,10 +55,11 @@ type Config struct {
 	ClusterDNS netip.Addr
 	// ClusterDomain, by default cluster.local.
 	ClusterDomain string
-	// NodeAddresses are shown in the Node; those of type InternalIP are the pods' host addresses.
+	// NodeAddresses are shown in the Node; those of type InternalIP, one of each IP family at
+	// most, are the pods' host addresses.
 	NodeAddresses []v1.NodeAddress
-	// PodCIDRs are this peer's parts of the pod network.
-	PodCIDRs []string
+	// PodCIDRs are this peer's parts of the pod network, one of each IP family.
+	PodCIDRs []netip.Prefix
 	// Labels are put on the Node beside the standard ones.
 	Labels map[string]string
 	// Version is reported as the kubelet's.

@@ -224,8 +224,14 @@ func (r *registrar) fill(node *v1.Node) {
 	for k, v := range r.labels() {
 		node.Labels[k] = v
 	}
-	if len(r.cfg.PodCIDRs) > 0 && node.Spec.PodCIDR == "" {
-		node.Spec.PodCIDR, node.Spec.PodCIDRs = r.cfg.PodCIDRs[0], r.cfg.PodCIDRs
+	if node.Spec.PodCIDR != "" {
+		return // it does not change
+	}
+	for _, p := range r.cfg.PodCIDRs {
+		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, p.String())
+	}
+	if len(r.cfg.PodCIDRs) > 0 {
+		node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
 	}
 }
 

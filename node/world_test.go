@@ -204,7 +204,7 @@ func (w *world) start() {
 		Runtime: w.engine(), Storage: w.storage, Network: w.network,
 		NodeAddresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: "192.0.2.1"}},
 		ClusterDNS:    netip.MustParseAddr("10.43.0.10"),
-		PodCIDRs:      []string{"10.42.0.0/24"}, Version: "v1.37.2+rookery",
+		PodCIDRs:      []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Version: "v1.37.2+rookery",
 		Resources: w.resources(),
 		Logger:    slog.New(slog.NewTextHandler(w.t.Output(), nil)),
 	})

@@ -108,7 +108,10 @@ func (a *authority) signPeer(name string, pub crypto.PublicKey, s Settings, addr
 	if err := ValidateName(name); err != nil {
 		return nil, err
 	}
-	ips := []net.IP{net.IPv4(127, 0, 0, 1).To4(), net.IPv6loopback, s.ServiceIP().AsSlice()}
+	ips := []net.IP{net.IPv4(127, 0, 0, 1).To4(), net.IPv6loopback}
+	for _, ip := range s.ServiceIPs() {
+		ips = append(ips, ip.AsSlice())
+	}
 	for _, ip := range addrs {
 		b := net.IP(ip.Unmap().WithZone("").AsSlice())
 		if ip.IsValid() && !ip.IsUnspecified() && !slices.ContainsFunc(ips, b.Equal) {

@@ -55,8 +55,22 @@ func (s Settings) Ranges() []Ranges {
 	return []Ranges{first, s.Second}
 }
 
-// ServiceIP is the address of the Service `kubernetes`: the first of ServiceCIDR.
-func (s Settings) ServiceIP() netip.Addr { return s.ServiceCIDR.Masked().Addr().Next() }
+// Networks are the pod and Service networks of every family.
+func (s Settings) Networks() (all []netip.Prefix) {
+	for _, r := range s.Ranges() {
+		all = append(all, r.PodCIDR, r.ServiceCIDR)
+	}
+	return all
+}
+
+// ServiceIPs are the addresses that the Service `kubernetes` may have: the first of each
+// Service network.
+func (s Settings) ServiceIPs() (all []netip.Addr) {
+	for _, r := range s.Ranges() {
+		all = append(all, r.ServiceCIDR.Masked().Addr().Next())
+	}
+	return all
+}
 
 // PeerBits is the prefix length of one peer's share of PodCIDR.
 func (s Settings) PeerBits() int { return peerBits(s.PodCIDR) }

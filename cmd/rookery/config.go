@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -42,9 +41,9 @@ type config struct {
 	WireGuardPort    uint16
 	Join             string
 	Token            string
-	PodCIDR          string
-	ServiceCIDR      string
-	ClusterDNS       string
+	PodCIDR          []string // one of each IP family, the first preferred; so ServiceCIDR and ClusterDNS
+	ServiceCIDR      []string
+	ClusterDNS       []string // empty: the tenth address of each ServiceCIDR
 	ClusterDomain    string
 	NodePorts        string
 	LoadBalancer     []string // ranges of addresses
@@ -79,9 +78,9 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.Uint16Var(&c.WireGuardPort, "wireguard-port", 51820, "UDP port of the pod network's tunnels")
 	f.StringVar(&c.Join, "join", "", "HOST or HOST:PORT of any peer of the cluster to join; needed once")
 	f.StringVar(&c.Token, "token", "", "token to join with, from `rookery token create`; needed once")
-	f.StringVar(&c.PodCIDR, "pod-cidr", "10.42.0.0/16", "addresses of pods; each peer gets a /24. Fixed when the cluster is made")
-	f.StringVar(&c.ServiceCIDR, "service-cidr", "10.43.0.0/16", "addresses of Services. Fixed when the cluster is made")
-	f.StringVar(&c.ClusterDNS, "cluster-dns", "10.43.0.10", "address of the cluster's DNS, local to each peer. Fixed when the cluster is made")
+	f.StringSliceVar(&c.PodCIDR, "pod-cidr", []string{"10.42.0.0/16"}, "addresses of pods: an IPv4 network, an IPv6 one, or one of each, whose first is preferred; each peer gets a /24, or a /64. Fixed when the cluster is made")
+	f.StringSliceVar(&c.ServiceCIDR, "service-cidr", []string{"10.43.0.0/16"}, "addresses of Services, of the same families as --pod-cidr. Fixed when the cluster is made")
+	f.StringSliceVar(&c.ClusterDNS, "cluster-dns", nil, "addresses of the cluster's DNS, local to each peer (default: the tenth of each --service-cidr). Fixed when the cluster is made")
 	f.StringVar(&c.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of the cluster. Fixed when the cluster is made")
 	f.StringVar(&c.NodePorts, "node-ports", "30000-32767", "ports of NodePort Services")
 	f.StringVar(&c.Network, "network", "wireguard", "pod network between peers: wireguard (encrypted), vxlan, or direct (all peers on one segment). For a new cluster; `rookery net use` changes it")
@@ -227,22 +226,9 @@ func (c *config) validate() error {
 	if c.Name == "" {
 		return errors.New("this machine has no hostname: give the peer a --name")
 	}
-	for name, cidr := range map[string]string{"pod-cidr": c.PodCIDR, "service-cidr": c.ServiceCIDR} {
-		p, err := netip.ParsePrefix(cidr)
-		if err != nil || p != p.Masked() {
-			return fmt.Errorf("--%s %q is not a network such as 10.42.0.0/16", name, cidr)
-		}
-		if !p.Addr().Is4() || p.Bits() > 22 {
-			return fmt.Errorf("--%s %q: it has to be an IPv4 network of /22 or larger", name, cidr)
-		}
-	}
-	pods, services := netip.MustParsePrefix(c.PodCIDR), netip.MustParsePrefix(c.ServiceCIDR)
-	if pods.Overlaps(services) {
-		return fmt.Errorf("--pod-cidr %s and --service-cidr %s overlap", pods, services)
-	}
-	dns, err := netip.ParseAddr(c.ClusterDNS)
-	if err != nil || !services.Contains(dns) {
-		return fmt.Errorf("--cluster-dns %q is not an address in --service-cidr %s", c.ClusterDNS, services)
+	made, err := c.settings()
+	if err != nil {
+		return err
 	}
 	if _, err := overlay.Overhead(c.Network); err != nil {
 		return fmt.Errorf("--network: %w", err)
@@ -255,7 +241,7 @@ func (c *config) validate() error {
 		return fmt.Errorf("--load-balancer-addresses: %w", err)
 	}
 	for _, r := range ranges {
-		for _, own := range []netip.Prefix{pods, services} {
+		for _, own := range made.Networks() {
 			if own.Contains(r.First) || r.Contains(own.Masked().Addr()) {
 				return fmt.Errorf("--load-balancer-addresses %s-%s: they have to be of the LAN, not of the cluster's own networks", r.First, r.Last)
 			}
@@ -303,40 +289,6 @@ func (c *config) level() (slog.Level, error) {
 		return 0, fmt.Errorf("--log-level %q: there are debug, info, warn and error", c.LogLevel)
 	}
 	return l, nil
-}
-
-// address is where the other peers reach this one.
-func (c *config) address() (netip.Addr, error) {
-	if c.AdvertiseAddress != "" {
-		a, err := netip.ParseAddr(c.AdvertiseAddress)
-		if err != nil {
-			return netip.Addr{}, fmt.Errorf("--advertise-address %q is not an IP address", c.AdvertiseAddress)
-		}
-		return a, nil
-	}
-	// Connecting a UDP socket sends nothing; it asks the kernel which address it would use.
-	if conn, err := net.Dial("udp4", "192.0.2.1:9"); err == nil {
-		defer conn.Close()
-		return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(), nil
-	}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return netip.Addr{}, fmt.Errorf("look for this machine's address: %w", err)
-	}
-	var found []netip.Addr
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok {
-			if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap().Is4() && ip.Unmap().IsGlobalUnicast() {
-				found = append(found, ip.Unmap())
-			}
-		}
-	}
-	pods, services := netip.MustParsePrefix(c.PodCIDR), netip.MustParsePrefix(c.ServiceCIDR)
-	found = slices.DeleteFunc(found, func(a netip.Addr) bool { return pods.Contains(a) || services.Contains(a) })
-	if len(found) != 1 {
-		return netip.Addr{}, fmt.Errorf("this machine has no default route and %d addresses %v: choose one with --advertise-address", len(found), found)
-	}
-	return found[0], nil
 }
 
 // networks reads a setting that is a list of networks.

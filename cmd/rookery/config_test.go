@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -8,6 +9,9 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"github.com/rundigitalplatform/rookery/cluster"
+	"github.com/rundigitalplatform/rookery/cluster/identity"
 )
 
 func settings() (*config, *pflag.FlagSet) {
@@ -62,10 +66,17 @@ func TestSourcesOfSettings(t *testing.T) {
 
 func TestValidateSaysWhatCannotWork(t *testing.T) {
 	for args, want := range map[string]string{
-		"--pod-cidr=10.0.0.1/16":                            "is not a network",
-		"--pod-cidr=10.43.0.0/16":                           "overlap",
-		"--pod-cidr=fd00::/64":                              "IPv4",
-		"--cluster-dns=192.168.1.1":                         "is not an address in --service-cidr",
+		"--pod-cidr=10.0.0.1/16":            "is not a network",
+		"--pod-cidr=10.43.0.0/16":           "overlap",
+		"--pod-cidr=fd42::/56":              "of different IP families",
+		"--pod-cidr=10.42.0.0/16,fd42::/56": "each needs one value, or one for IPv4 and one for IPv6",
+		"--pod-cidr=10.42.0.0/25":           "too small",
+		"--pod-cidr=10.42.0.0/16,10.44.0.0/16 --service-cidr=10.43.0.0/16,10.45.0.0/16": "of one IP family",
+		"--pod-cidr=10.42.0.0/16,fd42::/56 --service-cidr=fd43::/112,10.43.0.0/16":      "in the same order",
+		"--pod-cidr=10.42.0.0/16,fd42::/60 --service-cidr=10.43.0.0/16,fd43::/112":      "use a /56",
+		"--cluster-dns=192.168.1.1":                         "is not within the service network",
+		"--cluster-dns=dns":                                 "is not an IP address",
+		"--cluster-dns=10.43.0.10,fd43::a":                  "each needs one value",
 		"--load-balancer-addresses=10.0.0.0-10.255.255.255": "of the LAN",
 		"--network=flannel":                                 "use wireguard, vxlan or direct",
 		"--node-ports=32767-30000":                          "is not a range",
@@ -97,6 +108,75 @@ func TestValidateSaysWhatCannotWork(t *testing.T) {
 		}
 		if err := c.validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want an error with %q", args, err, want)
+		}
+	}
+}
+
+// A cluster may have IPv4, IPv6 or both, either of them first.
+func TestSettingsOfEachIPFamily(t *testing.T) {
+	for args, want := range map[string]string{
+		"": "10.42.0.0/16 10.43.0.0/16 10.43.0.10",
+		"--pod-cidr=fd42::/56 --service-cidr=fd43::/112":                                                           "fd42::/56 fd43::/112 fd43::a",
+		"--pod-cidr=10.42.0.0/16,fd42::/56 --service-cidr=10.43.0.0/16,fd43::/112":                                 "10.42.0.0/16 10.43.0.0/16 10.43.0.10 fd42::/56 fd43::/112 fd43::a",
+		"--pod-cidr=fd42::/56,10.42.0.0/16 --service-cidr=fd43::/112,10.43.0.0/16 --cluster-dns=fd43::5,10.43.0.6": "fd42::/56 fd43::/112 fd43::5 10.42.0.0/16 10.43.0.0/16 10.43.0.6",
+	} {
+		c, f := settings()
+		if err := f.Parse(strings.Fields(args)); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.validate(); err != nil {
+			t.Errorf("%s: %v", args, err)
+		}
+		s, err := c.settings()
+		var got []string
+		for _, r := range s.Ranges() {
+			got = append(got, r.PodCIDR.String(), r.ServiceCIDR.String(), r.DNS.String())
+		}
+		if have := strings.Join(got, " "); err != nil || have != want {
+			t.Errorf("%s: got %s, %v, want %s", args, have, err, want)
+		}
+	}
+}
+
+func TestAdvertisedAddressThatNobodyReaches(t *testing.T) {
+	for _, bad := range []string{"kitchen", "0.0.0.0", "::", "fe80::1", "fe80::1%eth0", "ff02::1", "[fd77::1]"} {
+		c := config{AdvertiseAddress: bad}
+		if a, err := c.address(t.Context(), identity.DefaultSettings()); err == nil || !strings.Contains(err.Error(), "--advertise-address") {
+			t.Errorf("%s: got %v, %v", bad, a, err)
+		}
+	}
+	for _, good := range []string{"192.168.1.10", "fd77::1", "2001:db8::1", "127.0.0.1"} {
+		c := config{AdvertiseAddress: good}
+		if a, err := c.address(t.Context(), identity.DefaultSettings()); err != nil || a.String() != good {
+			t.Errorf("%s: got %v, %v", good, a, err)
+		}
+	}
+}
+
+func TestNodeAddressesBeginWithTheClustersFirstFamily(t *testing.T) {
+	v4, v6 := identity.DefaultSettings(), identity.DefaultSettings()
+	v6.PodCIDR = netip.MustParsePrefix("fd42::/56")
+	for _, c := range []struct {
+		address, other string
+		made           identity.Settings
+		want           string
+	}{
+		{"10.0.0.1", "", v4, "10.0.0.1 h1"},
+		{"10.0.0.1", "fd77::1", v4, "10.0.0.1 fd77::1 h1"},
+		{"fd77::1", "10.0.0.1", v4, "10.0.0.1 fd77::1 h1"},
+		{"10.0.0.1", "fd77::1", v6, "fd77::1 10.0.0.1 h1"},
+		{"fd77::1", "", v6, "fd77::1 h1"},
+	} {
+		self := cluster.Peer{Name: "h1", Address: netip.MustParseAddr(c.address)}
+		if c.other != "" {
+			self.OtherAddress = netip.MustParseAddr(c.other)
+		}
+		var got []string
+		for _, a := range nodeAddresses(self, c.made) {
+			got = append(got, a.Address)
+		}
+		if have := strings.Join(got, " "); have != c.want {
+			t.Errorf("%+v: got %s", c, have)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -39,11 +40,11 @@ back before it expires; taking the role away works at once.`,
 				return fmt.Errorf("%w; run this on a peer, as root", err)
 			}
 			if server == "" {
-				addr, err := cfg.address()
+				addr, err := cfg.address(c.Context(), id.Settings())
 				if err != nil {
 					return err
 				}
-				server = fmt.Sprintf("https://%s:%d", addr, cfg.Port)
+				server = "https://" + netip.AddrPortFrom(addr, cfg.Port).String()
 			}
 			data, err := id.Kubeconfig(server, who.user, who.groups, time.Duration(who.expires))
 			if err != nil {

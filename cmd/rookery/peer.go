@@ -81,7 +81,7 @@ func newPeer(cfg config, id *identity.Identity, engine *storage, addr netip.Addr
 	}
 	p.registry = cluster.NewRegistry(p.store, settings)
 	p.tokens = cluster.NewTokens(p.store, id.Pin())
-	advertise := cluster.Advertiser
+	advertise := cluster.Advertiser(settings.Networks())
 	if cfg.AdvertiseAddress != "" {
 		advertise = cluster.FixedAddress(addr)
 	}
@@ -233,9 +233,39 @@ func (p *peer) self() cluster.Peer {
 		addr = p.addr
 	}
 	return cluster.Peer{
-		Name: p.id.Name(), Address: addr, Port: p.cfg.Port, GossipPort: p.cfg.GossipPort,
+		Name: p.id.Name(), Address: addr, OtherAddress: p.otherAddress(addr), Port: p.cfg.Port, GossipPort: p.cfg.GossipPort,
 		WireGuardKey: p.id.WireGuardKey().PublicKey().String(), Fingerprint: p.id.Fingerprint(), Version: version,
 	}
+}
+
+// otherAddress is this machine's of the cluster's other IP family; zero if the cluster has
+// none but that of addr, or this machine has none.
+func (p *peer) otherAddress(addr netip.Addr) netip.Addr {
+	settings := p.id.Settings()
+	for _, r := range settings.Ranges() {
+		if r.PodCIDR.Addr().Is4() == addr.Is4() {
+			continue
+		}
+		other, err := cluster.OtherAddress(addr, settings.Networks())
+		if err != nil {
+			p.log.Warn("this machine's address of the other IP family is not known", "error", err)
+		}
+		return other
+	}
+	return netip.Addr{}
+}
+
+// nodeAddresses are those of a peer's Node, of the cluster's first IP family before the other.
+func nodeAddresses(self cluster.Peer, settings identity.Settings) []corev1.NodeAddress {
+	first, second := self.Address, self.OtherAddress
+	if second.IsValid() && second.Is4() == settings.PodCIDR.Addr().Is4() {
+		first, second = second, first
+	}
+	out := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: first.String()}}
+	if second.IsValid() {
+		out = append(out, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: second.String()})
+	}
+	return append(out, corev1.NodeAddress{Type: corev1.NodeHostName, Address: self.Name})
 }
 
 // record waits until this peer's record, with its share of the pod network, is
@@ -297,8 +327,7 @@ func (p *peer) compose(self cluster.Peer) error {
 	p.agent, err = node.New(node.Config{
 		Name: self.Name, Dir: filepath.Join(p.cfg.DataDir, "pods"), Client: client, Informers: p.api.Informers(),
 		Runtime: p.engine, Storage: p.storage, Network: p.network, ClusterDNS: settings.DNS, ClusterDomain: settings.Domain,
-		NodeAddresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: p.self().Address.String()}, {Type: corev1.NodeHostName, Address: self.Name}},
-		PodCIDRs:      []string{self.PodCIDR.String()}, Labels: p.cfg.Labels, Version: kubernetesVersion(), Port: int32(p.cfg.Port), Images: p.cfg.Images.Policy,
+		NodeAddresses: nodeAddresses(p.self(), settings), PodCIDRs: settings.PeerCIDRs(self.PodCIDR), Labels: p.cfg.Labels, Version: kubernetesVersion(), Port: int32(p.cfg.Port), Images: p.cfg.Images.Policy,
 		MaxPods: p.cfg.Resources.MaxPods, Resources: resources,
 		Host:   spec.ThisHost(p.cfg.UnsafeSysctls),
 		Logger: p.log.With("room", "node"),

@@ -72,7 +72,11 @@ func up(ctx context.Context, cfg config) error {
 	if err := check.FirstFatal(vital(ctx, cfg, engine)); err != nil {
 		return kept.explain(err)
 	}
-	addr, err := cfg.address()
+	settings, err := cfg.clusterSettings()
+	if err != nil {
+		return err
+	}
+	addr, err := cfg.address(ctx, settings)
 	if err != nil {
 		return err
 	}
@@ -157,10 +161,11 @@ func become(ctx context.Context, cfg config, addr netip.Addr, log *slog.Logger) 
 	if err := os.WriteFile(mark, nil, 0o600); err != nil {
 		return nil, false, err
 	}
-	id, err = identity.Create(cfg.DataDir, identity.Options{Name: cfg.Name, Addresses: []netip.Addr{addr}, Settings: identity.Settings{
-		PodCIDR: netip.MustParsePrefix(cfg.PodCIDR), ServiceCIDR: netip.MustParsePrefix(cfg.ServiceCIDR), DNS: netip.MustParseAddr(cfg.ClusterDNS),
-		Domain: cfg.ClusterDomain, Backend: cfg.Network,
-	}})
+	made, err := cfg.settings()
+	if err != nil {
+		return nil, false, err
+	}
+	id, err = identity.Create(cfg.DataDir, identity.Options{Name: cfg.Name, Addresses: []netip.Addr{addr}, Settings: made})
 	if err == nil {
 		log.Info("made a new cluster", "peer", cfg.Name, "address", addr)
 	}
