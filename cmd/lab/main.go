@@ -95,6 +95,7 @@ func up(dir *string) *cobra.Command {
 	}}
 	c.Flags().IntVar(&o.Peers, "peers", 3, "how many peers")
 	c.Flags().StringVar(&o.Bin, "bin", "", "directory of the rookery program (default: where lab is)")
+	c.Flags().BoolVar(&o.IPv6Only, "ipv6-only", false, "hosts without IPv4, and a cluster of IPv6")
 	c.Flags().BoolVar(&o.Blank, "blank", false, "start the hosts with their Podman, but no peers")
 	return c
 }

@@ -28,9 +28,12 @@ func (l *Lab) configure() error {
 
 func (l *Lab) config(h Host) string {
 	d := l.HostDir(h.Name)
-	// The hosts share the machine's disk: how full that is says nothing about them. Two addresses
-	// of the LAN are free for Services.
-	return fmt.Sprintf("name: %s\ndata-dir: %s/rookery\npodman-socket: %s/podman.sock\nadvertise-address: %s\nload-balancer-addresses: [10.77.0.200-10.77.0.201]\nruntime-handlers: {wrapped: %s/wrapped.sock}\neviction-hard: {nodefs.available: 1%%, imagefs.available: 1%%}\n", h.Name, d, d, h.IP, d)
+	network := "load-balancer-addresses: [10.77.0.200-10.77.0.201]\n" // of the LAN, free for Services
+	if h.IP == h.IPv6 {
+		network = "pod-cidr: fd42::/56\nservice-cidr: fd43::/112\n"
+	}
+	// The hosts share the machine's disk: how full that is says nothing about them.
+	return fmt.Sprintf("name: %s\ndata-dir: %s/rookery\npodman-socket: %s/podman.sock\nadvertise-address: %s\n%sruntime-handlers: {wrapped: %s/wrapped.sock}\neviction-hard: {nodefs.available: 1%%, imagefs.available: 1%%}\n", h.Name, d, d, h.IP, network, d)
 }
 
 // Form makes the peers of a lab that was started Blank one cluster, with
@@ -114,7 +117,11 @@ func (l *Lab) clientConfig() error {
 	if err != nil {
 		return err
 	}
-	text := strings.Replace(string(data), "127.0.0.1", l.Hosts[0].IP, 1)
+	host := l.Hosts[0].IP
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	text := strings.Replace(string(data), "127.0.0.1", host, 1)
 	if text == string(data) {
 		return errors.New("admin.kubeconfig does not name 127.0.0.1")
 	}

@@ -131,7 +131,7 @@ func (h *hostInit) setUp() error {
 	}
 	resolv := filepath.Join(h.dir, "resolv.conf")
 	files := map[string]string{
-		resolv:                                   "nameserver 10.43.0.10\nsearch svc.cluster.local cluster.local\noptions timeout:1\n",
+		resolv:                                   "nameserver " + h.dns() + "\nsearch svc.cluster.local cluster.local\noptions timeout:1\n",
 		filepath.Join(h.dir, "containers.conf"):  fmt.Sprintf(containersConf, h.dir),
 		filepath.Join(h.dir, "wrapped"):          fmt.Sprintf(wrapped, h.dir),
 		filepath.Join(h.dir, "registries.conf"):  registriesConf,
@@ -155,6 +155,14 @@ func (h *hostInit) setUp() error {
 		return fmt.Errorf("give the host its resolver: %w", err)
 	}
 	return nil
+}
+
+// dns is the cluster's resolver.
+func (h *hostInit) dns() string {
+	if h.host.IP == h.host.IPv6 {
+		return "fd43::a"
+	}
+	return "10.43.0.10"
 }
 
 // PodmanArgs are the flags that make podman this host's own.

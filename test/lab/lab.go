@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -36,7 +35,10 @@ type Lab struct {
 // Host is one machine of the lab.
 type Host struct {
 	Name string
-	IP   string
+	// IP is the address by which the others know it: IPv4, or IPv6 in a lab of IPv6 only.
+	IP string
+	// IPv6 is on the same cable: fd77::1 beside 10.77.0.1. "" where the kernel has no IPv6.
+	IPv6 string
 }
 
 // Options is what a lab is made from.
@@ -45,6 +47,9 @@ type Options struct {
 	Peers int      // at least 1
 	Bin   string   // directory that holds the rookery and lab programs
 	Flags []string // further flags of `rookery up`, for every peer
+	// IPv6Only gives the hosts no IPv4 address but that of loopback, and makes the cluster
+	// one of IPv6.
+	IPv6Only bool
 	// Blank leaves out the cluster: the hosts run their Podman and nothing else.
 	Blank bool
 }
@@ -100,11 +105,26 @@ func plan(o Options) (*Lab, error) {
 	h := fnv.New32a()
 	h.Write([]byte(dir))
 	l := &Lab{Dir: dir, Bin: bin, ID: fmt.Sprintf("rl%06x", h.Sum32()&0xffffff)}
-	for i := 1; i <= o.Peers; i++ {
-		l.Hosts = append(l.Hosts, Host{Name: "h" + strconv.Itoa(i), IP: net.IPv4(10, 77, 0, byte(i)).String()})
+	_, err = os.Stat("/proc/sys/net/ipv6")
+	if err != nil && o.IPv6Only {
+		return nil, errors.New("a lab of IPv6 only needs a kernel that has IPv6")
 	}
-	l.Hosts = append(l.Hosts, Host{Name: Client, IP: "10.77.0.100"})
+	for i := 1; i <= o.Peers; i++ {
+		l.Hosts = append(l.Hosts, host("h"+strconv.Itoa(i), i, err == nil, o.IPv6Only))
+	}
+	l.Hosts = append(l.Hosts, host(Client, 100, err == nil, o.IPv6Only))
 	return l, nil
+}
+
+func host(name string, number int, has6, only6 bool) Host {
+	h := Host{Name: name, IP: "10.77.0." + strconv.Itoa(number)}
+	if has6 {
+		h.IPv6 = "fd77::" + strconv.Itoa(number)
+	}
+	if only6 {
+		h.IP = h.IPv6
+	}
+	return h
 }
 
 // Open returns the lab that runs in dir.

@@ -42,10 +42,15 @@ func (l *Lab) wire(ctx context.Context) error {
 			[]string{"netns", "add", l.netns(h.Name)},
 			[]string{"-n", l.lan(), "link", "add", port(h.Name), "type", "veth", "peer", "name", "eth0", "netns", l.netns(h.Name)},
 			[]string{"-n", l.lan(), "link", "set", port(h.Name), "master", "switch", "up"},
-			[]string{"-n", l.netns(h.Name), "addr", "add", h.IP + "/24", "dev", "eth0"},
 			[]string{"-n", l.netns(h.Name), "link", "set", "eth0", "up"},
 			[]string{"-n", l.netns(h.Name), "link", "set", "lo", "up"},
 		)
+		if h.IP != h.IPv6 {
+			steps = append(steps, []string{"-n", l.netns(h.Name), "addr", "add", h.IP + "/24", "dev", "eth0"})
+		}
+		if h.IPv6 != "" { // nobody else has it: to look for duplicates would take a second
+			steps = append(steps, []string{"-n", l.netns(h.Name), "addr", "add", h.IPv6 + "/64", "dev", "eth0", "nodad"})
+		}
 	}
 	for _, step := range steps {
 		if err := ip(ctx, step...); err != nil {
