@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	schedulingv1 "k8s.io/kubernetes/pkg/apis/scheduling/v1"
+	"k8s.io/utils/ptr"
 )
 
 // Bootstrap creates what a cluster starts with: the system namespaces, roles
@@ -61,7 +62,7 @@ func (s *Server) bootstrapPriorities(ctx context.Context) error {
 }
 
 // bootstrapService creates the Service through which pods reach the API, at the
-// first address of the service network. Its endpoints, the peers, are kept by a
+// first address of the service network, and as upstream's of the first IP family only. Its endpoints, the peers, are kept by a
 // controller, since peers come and go.
 func (s *Server) bootstrapService(ctx context.Context) error {
 	svc := &corev1.Service{
@@ -71,7 +72,8 @@ func (s *Server) bootstrapService(ctx context.Context) error {
 		},
 		Spec: corev1.ServiceSpec{
 			Type:            corev1.ServiceTypeClusterIP,
-			ClusterIP:       s.addresses.At(1).String(),
+			ClusterIP:       s.addresses[0].At(1).String(),
+			IPFamilyPolicy:  ptr.To(corev1.IPFamilyPolicySingleStack),
 			SessionAffinity: corev1.ServiceAffinityNone,
 			Ports:           []corev1.ServicePort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: 443, TargetPort: intstr.FromInt(s.cfg.APIPort)}},
 		},

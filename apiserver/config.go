@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
@@ -46,9 +47,10 @@ type Config struct {
 	// where there are none only by the leader. nil: there can be no extension servers.
 	FrontProxy func() (aggregation.FrontProxy, error)
 
-	// ServiceCIDR is where ClusterIPs come from. Default 10.43.0.0/16. Its first
-	// address is the API's own Service, `kubernetes`.
-	ServiceCIDR netip.Prefix
+	// ServiceCIDRs are where ClusterIPs come from: one network, or one of each IP family, of
+	// which Services get the first if they do not say. Default 10.43.0.0/16. The first
+	// address of the first one is the API's own Service, `kubernetes`.
+	ServiceCIDRs []netip.Prefix
 	// NodePorts is where node ports come from. Default 30000 to 32767.
 	NodePorts PortRange
 	// APIPort is the port the peers serve the API on, for the `kubernetes` Service. Default 6443.
@@ -89,10 +91,13 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if !c.ServiceCIDR.IsValid() {
-		c.ServiceCIDR = netip.MustParsePrefix("10.43.0.0/16")
+	if len(c.ServiceCIDRs) == 0 {
+		c.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}
 	}
-	c.ServiceCIDR = c.ServiceCIDR.Masked()
+	c.ServiceCIDRs = slices.Clone(c.ServiceCIDRs)
+	for i, cidr := range c.ServiceCIDRs {
+		c.ServiceCIDRs[i] = cidr.Masked()
+	}
 	if c.NodePorts == (PortRange{}) {
 		c.NodePorts = PortRange{First: 30000, Last: 32767}
 	}
@@ -121,10 +126,15 @@ func (c Config) validate() error {
 		return errors.New("apiserver needs a Logger")
 	case c.TokenKey == nil:
 		return errors.New("apiserver needs a TokenKey to sign service account tokens")
-	case c.ServiceCIDR.Addr().BitLen()-c.ServiceCIDR.Bits() < 3:
-		return fmt.Errorf("service network %s is too small: give it at least 8 addresses", c.ServiceCIDR)
+	case len(c.ServiceCIDRs) > 2 || len(c.ServiceCIDRs) == 2 && c.ServiceCIDRs[0].Addr().Is4() == c.ServiceCIDRs[1].Addr().Is4():
+		return fmt.Errorf("service networks %v: there is one, or one of each IP family", c.ServiceCIDRs)
 	case c.NodePorts.First < 1 || c.NodePorts.Last > 65535 || c.NodePorts.Last < c.NodePorts.First:
 		return fmt.Errorf("node ports %d-%d are not a range of ports: use for example 30000-32767", c.NodePorts.First, c.NodePorts.Last)
+	}
+	for _, cidr := range c.ServiceCIDRs {
+		if cidr.Addr().BitLen()-cidr.Bits() < 3 {
+			return fmt.Errorf("service network %s is too small: give it at least 8 addresses", cidr)
+		}
 	}
 	if c.OIDC != nil {
 		return c.OIDC.Validate()

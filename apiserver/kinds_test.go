@@ -205,7 +205,7 @@ func TestServiceRange(t *testing.T) {
 		t.Errorf("the range is %+v", have)
 	}
 	_, err = ranges.Create(ctx, &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.50.0.0/24"}}}, metav1.CreateOptions{})
-	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "one range of Service addresses, 10.43.0.0/16") {
+	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "come from 10.43.0.0/16 in this cluster") {
 		t.Errorf("create a second range: %v", err)
 	}
 	if err := ranges.Delete(ctx, "kubernetes", metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {

@@ -40,7 +40,7 @@ type builder struct {
 	proxy     http.RoundTripper // to pods and Services
 	client    kubernetes.Interface
 	tokens    serviceaccount.TokenGenerator
-	addresses *allocation.Addresses
+	addresses allocation.Families
 	nodePorts *allocation.NodePorts
 	authn     authenticator.Request
 	authz     authorizer.Authorizer

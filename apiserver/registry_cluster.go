@@ -32,7 +32,7 @@ func (b *builder) cluster(events rest.Storage) []group {
 	withStatus(b, networking, "ingresses", ingress.NewREST)
 	ranges, rangesStatus, err := servicecidr.NewREST(b.options)
 	b.note(err)
-	networking.add(resources{"servicecidrs": &serviceRanges{REST: ranges, only: b.addresses.Range()}, "servicecidrs/status": rangesStatus})
+	networking.add(resources{"servicecidrs": &serviceRanges{REST: ranges, only: b.addresses.Ranges()}, "servicecidrs/status": rangesStatus})
 	nodes, drivers, capacities, attachments := one(b, csinode.NewStorage), one(b, csidriver.NewStorage), one(b, capacity.NewStorage), one(b, attachment.NewStorage)
 	if b.err != nil {
 		return nil

@@ -23,7 +23,6 @@ import (
 	resourcequota "k8s.io/kubernetes/pkg/registry/core/resourcequota/storage"
 	secret "k8s.io/kubernetes/pkg/registry/core/secret/storage"
 	svcregistry "k8s.io/kubernetes/pkg/registry/core/service"
-	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
 	service "k8s.io/kubernetes/pkg/registry/core/service/storage"
 	serviceaccount "k8s.io/kubernetes/pkg/registry/core/serviceaccount/storage"
 
@@ -95,9 +94,8 @@ func (b *builder) core() (resources, rest.Storage) {
 }
 
 func (b *builder) services(pods pod.PodStorage, proxy http.RoundTripper) resources {
-	family := b.addresses.IPFamily()
-	registry := func(from *allocation.Addresses) (*service.REST, *service.StatusREST, *svcregistry.ProxyREST, error) {
-		return service.NewREST(b.options, family, map[api.IPFamily]ipallocator.Interface{family: from}, b.nodePorts, endpointSlices{b.client}, pods.Pod, proxy)
+	registry := func(from allocation.Families) (*service.REST, *service.StatusREST, *svcregistry.ProxyREST, error) {
+		return service.NewREST(b.options, from[0].IPFamily(), from.Allocators(), b.nodePorts, endpointSlices{b.client}, pods.Pod, proxy)
 	}
 	svc, status, svcProxy, err := registry(b.addresses)
 	b.note(err)

@@ -36,7 +36,7 @@ type Server struct {
 	handler   http.Handler
 	client    kubernetes.Interface // of the server itself, system:masters
 	factory   informers.SharedInformerFactory
-	addresses *allocation.Addresses
+	addresses allocation.Families
 	nodePorts *allocation.NodePorts
 	types     *types
 	graph     *node.Graph // which objects the pods of each peer refer to

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,13 +24,13 @@ import (
 // rangeName is the ServiceCIDR that there always is; upstream's name.
 const rangeName = "kubernetes"
 
-// newAddresses makes the allocator of Service addresses.
-func (s *Server) newAddresses() (*allocation.Addresses, error) {
+// newAddresses makes the allocators of Service addresses.
+func (s *Server) newAddresses() (allocation.Families, error) {
 	registry, err := ipaddress.NewREST(restOptions{store: s.cfg.Store})
 	if err != nil {
 		return nil, fmt.Errorf("build registry of ipaddresses: %w", err)
 	}
-	return allocation.NewAddresses(s.cfg.Store, registryPrefix, registry, s.cfg.ServiceCIDR), nil
+	return allocation.NewFamilies(s.cfg.Store, registryPrefix, registry, s.cfg.ServiceCIDRs), nil
 }
 
 // NewRepair is for the leader: it mends what Services hold or do not hold.
@@ -38,12 +38,12 @@ func (s *Server) NewRepair() *allocation.Repair {
 	return &allocation.Repair{Client: s.client, Store: s.cfg.Store, Addresses: s.addresses, NodePorts: s.nodePorts, Logger: s.cfg.Logger}
 }
 
-// serviceRanges lets be the one ServiceCIDR that the cluster was made with. What
-// is not in it the peers neither route nor refuse (package network), so a second
+// serviceRanges lets be the one ServiceCIDR that the cluster was made with, of one IP
+// family or of both. What is not in it the peers neither route nor refuse (package network), so a second
 // one would hand out addresses that lead nowhere.
 type serviceRanges struct {
 	*servicecidr.REST
-	only netip.Prefix
+	only []string
 }
 
 func (r *serviceRanges) Create(ctx context.Context, obj runtime.Object, validate rest.ValidateObjectFunc, opts *metav1.CreateOptions) (runtime.Object, error) {
@@ -65,8 +65,8 @@ func (r *serviceRanges) Update(ctx context.Context, name string, info rest.Updat
 func (r *serviceRanges) allowed(validate rest.ValidateObjectFunc) rest.ValidateObjectFunc {
 	return func(ctx context.Context, obj runtime.Object) error {
 		o := obj.(*networking.ServiceCIDR) // of nothing else is this the registry
-		if o.Name != rangeName || !slices.Equal(o.Spec.CIDRs, []string{r.only.String()}) {
-			return refuseRange(o.Name, fmt.Errorf("this cluster has one range of Service addresses, %s, fixed when it is made (--service-cidr)", r.only))
+		if o.Name != rangeName || !slices.Equal(o.Spec.CIDRs, r.only) {
+			return refuseRange(o.Name, fmt.Errorf("the addresses of Services come from %s in this cluster, fixed when it is made (--service-cidr)", strings.Join(r.only, " and ")))
 		}
 		return validate(ctx, obj)
 	}
@@ -89,7 +89,7 @@ func (s *Server) bootstrapRange(ctx context.Context) error {
 	all := s.client.NetworkingV1().ServiceCIDRs()
 	want := &networkingv1.ServiceCIDR{
 		ObjectMeta: metav1.ObjectMeta{Name: rangeName},
-		Spec:       networkingv1.ServiceCIDRSpec{CIDRs: []string{s.addresses.Range().String()}},
+		Spec:       networkingv1.ServiceCIDRSpec{CIDRs: s.addresses.Ranges()},
 	}
 	if err := ensure(ctx, want.Name, all.Get, all.Create, want); err != nil {
 		return fmt.Errorf("create servicecidr %s: %w", want.Name, err)

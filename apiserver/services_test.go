@@ -25,7 +25,7 @@ func aService(name string, kind corev1.ServiceType) *corev1.Service {
 func TestServiceAddressesAreUnique(t *testing.T) {
 	store := raftstore.NewMemory()
 	small := func(c *apiserver.Config) {
-		c.ServiceCIDR = netip.MustParsePrefix("10.43.0.0/27") // 30 addresses, one of them taken by Service kubernetes
+		c.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.43.0.0/27")} // 30 addresses, one of them taken by Service kubernetes
 		c.NodePorts = apiserver.PortRange{First: 30000, Last: 30039}
 	}
 	peers := []*peer{start(t, store, small), start(t, store, small)}

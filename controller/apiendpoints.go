@@ -67,35 +67,48 @@ func sameSlice(a, b *discoveryv1.EndpointSlice) bool {
 		equality.Semantic.DeepEqual(a.Endpoints, b.Endpoints) && equality.Semantic.DeepEqual(a.Labels, b.Labels)
 }
 
-// apiSlices makes a slice for each address family: "kubernetes" has IPv4, as
-// upstream names it. With nobody alive
-// there is none, so that what is written stays. Every peer serves the same port.
-func apiSlices(members map[string]Member) []*discoveryv1.EndpointSlice {
-	v4 := newAPISlice(apiService, discoveryv1.AddressTypeIPv4)
-	v6 := newAPISlice(apiService+"-ipv6", discoveryv1.AddressTypeIPv6)
+// apiSlices makes a slice for each address family, that of the cluster's first family
+// before the other. With nobody alive there is none, so that what is written stays. Every
+// peer serves the same port.
+func apiSlices(members map[string]Member) (all []*discoveryv1.EndpointSlice) {
+	of := func(family discoveryv1.AddressType) *discoveryv1.EndpointSlice {
+		i := slices.IndexFunc(all, func(s *discoveryv1.EndpointSlice) bool { return s.AddressType == family })
+		if i < 0 {
+			i, all = len(all), append(all, newAPISlice(family))
+		}
+		return all[i]
+	}
 	for _, name := range slices.Sorted(maps.Keys(members)) {
 		m := members[name]
-		if m.Liveness != Alive || !m.Address.IsValid() {
+		if m.Liveness != Alive {
 			continue
 		}
-		slice := v4
-		if m.Address.Addr().Unmap().Is6() {
-			slice = v6
+		for _, at := range m.Addresses {
+			family := discoveryv1.AddressTypeIPv4
+			if at.Addr().Unmap().Is6() {
+				family = discoveryv1.AddressTypeIPv6
+			}
+			slice := of(family)
+			slice.Ports[0].Port = ptr.To(int32(at.Port()))
+			endpoint := discoveryv1.Endpoint{
+				Addresses:  []string{at.Addr().Unmap().String()},
+				Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true), Serving: ptr.To(true), Terminating: ptr.To(false)},
+			}
+			if !m.Witness {
+				endpoint.NodeName = ptr.To(name)
+			}
+			slice.Endpoints = append(slice.Endpoints, endpoint)
 		}
-		slice.Ports[0].Port = ptr.To(int32(m.Address.Port()))
-		endpoint := discoveryv1.Endpoint{
-			Addresses:  []string{m.Address.Addr().Unmap().String()},
-			Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true), Serving: ptr.To(true), Terminating: ptr.To(false)},
-		}
-		if !m.Witness {
-			endpoint.NodeName = ptr.To(name)
-		}
-		slice.Endpoints = append(slice.Endpoints, endpoint)
 	}
-	return slices.DeleteFunc([]*discoveryv1.EndpointSlice{v4, v6}, func(s *discoveryv1.EndpointSlice) bool { return len(s.Endpoints) == 0 })
+	return all
 }
 
-func newAPISlice(name string, family discoveryv1.AddressType) *discoveryv1.EndpointSlice {
+// newAPISlice has upstream's name for it: that of IPv4 is the Service's.
+func newAPISlice(family discoveryv1.AddressType) *discoveryv1.EndpointSlice {
+	name := apiService
+	if family == discoveryv1.AddressTypeIPv6 {
+		name += "-ipv6"
+	}
 	return &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: name, Namespace: metav1.NamespaceDefault, Labels: map[string]string{discoveryv1.LabelServiceName: apiService},

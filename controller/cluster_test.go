@@ -76,7 +76,7 @@ func newCluster(t *testing.T) *cluster {
 	c.eventually("api ready", func() bool { return server.Ready() == nil })
 	must(t, server.Bootstrap(ctx))
 	for i, name := range []string{"a", "b", "c"} {
-		c.members.set(name, controller.Member{Liveness: controller.Alive, Address: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:6443", i+1))})
+		c.members.set(name, controller.Member{Liveness: controller.Alive, Addresses: []netip.AddrPort{netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:6443", i+1))}})
 		_, err := c.admin.CoreV1().Nodes().Create(ctx, &corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}},
 			Status: corev1.NodeStatus{

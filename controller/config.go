@@ -25,8 +25,10 @@ const (
 // Member is a peer that has a record in the cluster.
 type Member struct {
 	Liveness Liveness
-	Address  netip.AddrPort // where it serves the API; invalid if it does not (or not known)
-	Witness  bool           // votes, and runs no pods: it has no Node
+	// Addresses are where it serves the API, one of each IP family at most, that of the
+	// cluster's first family before the other; none if it does not (or not known).
+	Addresses []netip.AddrPort
+	Witness   bool // votes, and runs no pods: it has no Node
 }
 
 // Members is who belongs to the cluster and who of them lives.

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"log/slog"
 	"net/netip"
 	"sync/atomic"
@@ -136,19 +137,29 @@ func TestAFailedControllerIsStartedAgain(t *testing.T) {
 }
 
 func TestAPISlices(t *testing.T) {
-	at := func(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+	at := func(list ...string) (all []netip.AddrPort) {
+		for _, s := range list {
+			all = append(all, netip.MustParseAddrPort(s))
+		}
+		return all
+	}
 	got := apiSlices(map[string]Member{
-		"b": {Liveness: Alive, Address: at("192.0.2.2:6443")},
-		"a": {Liveness: Alive, Address: at("192.0.2.1:6443"), Witness: true},
-		"c": {Liveness: Dead, Address: at("192.0.2.3:6443")},
+		"b": {Liveness: Alive, Addresses: at("192.0.2.2:6443", "[2001:db8::2]:6443")},
+		"a": {Liveness: Alive, Addresses: at("192.0.2.1:6443"), Witness: true},
+		"c": {Liveness: Dead, Addresses: at("192.0.2.3:6443")},
 		"d": {Liveness: Alive},
-		"e": {Liveness: Alive, Address: at("[2001:db8::5]:6443")},
+		"e": {Liveness: Alive, Addresses: at("[2001:db8::5]:6443")},
 	})
 	if len(got) != 2 || len(got[0].Endpoints) != 2 || got[0].Endpoints[0].Addresses[0] != "192.0.2.1" || got[0].Endpoints[0].NodeName != nil ||
-		*got[0].Endpoints[1].NodeName != "b" || *got[0].Ports[0].Port != 6443 || got[1].Name != "kubernetes-ipv6" {
+		*got[0].Endpoints[1].NodeName != "b" || *got[0].Ports[0].Port != 6443 || got[0].Name != "kubernetes" ||
+		got[1].Name != "kubernetes-ipv6" || got[1].AddressType != discoveryv1.AddressTypeIPv6 || len(got[1].Endpoints) != 2 {
 		t.Errorf("got %v", got)
 	}
-	if got := apiSlices(map[string]Member{"a": {Liveness: Dead, Address: at("192.0.2.1:6443")}}); len(got) != 0 {
+	six := apiSlices(map[string]Member{"a": {Liveness: Alive, Addresses: at("[2001:db8::1]:6443", "192.0.2.1:6443")}})
+	if len(six) != 2 || six[0].Name != "kubernetes-ipv6" || six[1].Endpoints[0].Addresses[0] != "192.0.2.1" {
+		t.Errorf("IPv6 first: %v", six)
+	}
+	if got := apiSlices(map[string]Member{"a": {Liveness: Dead, Addresses: at("192.0.2.1:6443")}}); len(got) != 0 {
 		t.Errorf("nobody alive: %v", got)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
-// Addresses allocates ClusterIPs of one range. What is taken is an IPAddress
+// Addresses allocates ClusterIPs of one range, which is of one IP family. What is taken is an IPAddress
 // object, as upstream has it. Its methods may be called concurrently; those that take or
 // give back wait for the store.
 type Addresses struct {
@@ -82,6 +82,11 @@ func (a *Addresses) usable(ip net.IP) (netip.Addr, error) {
 	return addr, nil
 }
 
+func (a *Addresses) holds(ip net.IP) bool {
+	_, err := a.usable(ip)
+	return err == nil
+}
+
 // Allocate claims a given address.
 func (a *Addresses) Allocate(ip net.IP) error {
 	addr, err := a.usable(ip)
@@ -135,22 +140,18 @@ func (a *Addresses) Release(ip net.IP) error {
 	return a.objects.release(addr)
 }
 
-// ForEach calls f for each claimed address.
+// ForEach calls f for each claimed address of the range.
 func (a *Addresses) ForEach(f func(net.IP)) {
 	held, err := a.objects.names()
 	if err != nil { // a list at the newest revision has no way to fail but a closed store
 		return
 	}
 	for _, name := range held {
-		f(net.ParseIP(name))
+		if ip := net.ParseIP(name); a.holds(ip) {
+			f(ip)
+		}
 	}
 }
-
-// Registry keeps the addresses.
-func (a *Addresses) Registry() Registry { return a.objects.registry }
-
-// Range is the whole range.
-func (a *Addresses) Range() netip.Prefix { return a.cidr }
 
 // CIDR is the whole range, as upstream has it.
 func (a *Addresses) CIDR() net.IPNet {

@@ -26,7 +26,7 @@ const repairEvery = 3 * time.Minute
 type Repair struct {
 	Client    kubernetes.Interface
 	Store     raftstore.Store
-	Addresses *Addresses
+	Addresses Families
 	NodePorts *NodePorts
 	Logger    *slog.Logger
 

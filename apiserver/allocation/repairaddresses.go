@@ -32,7 +32,7 @@ func (r *Repair) takenAddresses(ctx context.Context) (map[string]networkingv1.IP
 //
 // Of a cluster that is older than IPAddresses here, it turns the claims into them.
 func (r *Repair) repairAddresses(taken map[string]networkingv1.IPAddress, services []corev1.Service, orphans map[string]int64) error {
-	o := r.Addresses.objects
+	o := r.Addresses[0].objects // the same for each family
 	held := map[string]*corev1.Service{}
 	for i := range services {
 		for _, addr := range r.addressesOf(&services[i]) {
@@ -45,7 +45,7 @@ func (r *Repair) repairAddresses(taken map[string]networkingv1.IPAddress, servic
 			if _, ok := taken[addr.String()]; ok {
 				continue
 			}
-			holder := r.Addresses.For(services[i].Namespace, services[i].Name).holder
+			holder := r.Addresses[0].For(services[i].Namespace, services[i].Name).holder
 			if err := r.again(&services[i], addr.String(), o.create(addr, holder)); err != nil {
 				return err
 			}
@@ -67,7 +67,7 @@ func (r *Repair) repairAddresses(taken map[string]networkingv1.IPAddress, servic
 // retireClaims releases the claims of before that have become objects, and adds
 // to orphans those that no Service holds.
 func (r *Repair) retireClaims(held map[string]*corev1.Service, orphans map[string]int64) error {
-	o := r.Addresses.objects
+	o := r.Addresses[0].objects
 	claims, err := o.old.all()
 	if err != nil {
 		return err
@@ -88,12 +88,14 @@ func isHeldBy(svc *corev1.Service, ref *networkingv1.ParentReference) bool {
 	return svc != nil && ref != nil && ref.Group == "" && ref.Resource == "services" && ref.Namespace == svc.Namespace && ref.Name == svc.Name
 }
 
-// addressesOf are those of the range that a Service must hold.
+// addressesOf are those of the ranges that a Service must hold.
 func (r *Repair) addressesOf(svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, ip := range svc.Spec.ClusterIPs {
-		if addr, err := r.Addresses.usable(net.ParseIP(ip)); err == nil {
-			out = append(out, addr)
+		parsed := net.ParseIP(ip)
+		if a := r.Addresses.of(parsed); a != nil {
+			addr, _ := netip.AddrFromSlice(parsed) // it has a valid length
+			out = append(out, addr.Unmap())
 		}
 	}
 	return out

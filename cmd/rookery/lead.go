@@ -123,7 +123,7 @@ func (m membership) Snapshot() map[string]controller.Member {
 	}
 	all := map[string]controller.Member{}
 	for _, r := range records {
-		member := controller.Member{Address: netip.AddrPortFrom(r.Address, r.Port), Witness: r.Witness}
+		member := controller.Member{Witness: r.Witness}
 		if seen, ok := m.members.Member(r.Name); ok {
 			switch {
 			case seen.Self || seen.State.Up():
@@ -132,11 +132,14 @@ func (m membership) Snapshot() map[string]controller.Member {
 				member.Liveness = controller.Dead
 			}
 			if seen.Address.IsValid() {
-				member.Address = netip.AddrPortFrom(seen.Address, seen.Port)
+				r.Address, r.Port = seen.Address, seen.Port
 			}
 		}
 		if r.Name == m.id.Name() {
 			member.Liveness = controller.Alive
+		}
+		for _, a := range machineAddresses(r, m.id.Settings()) {
+			member.Addresses = append(member.Addresses, netip.AddrPortFrom(a, r.Port))
 		}
 		all[r.Name] = member
 	}

@@ -112,7 +112,7 @@ func newPeer(cfg config, id *identity.Identity, engine *storage, addr netip.Addr
 	}
 	p.api, err = apiserver.New(apiserver.Config{
 		Store: p.store, Logger: log.With("room", "apiserver"), ClientCAs: id.Pool(), Revoked: p.removed, TokenKey: id.ServiceAccountKey(),
-		ServiceCIDR: settings.ServiceCIDR, NodePorts: apiserver.PortRange{First: first, Last: first + count - 1}, APIPort: int(cfg.Port),
+		ServiceCIDRs: serviceCIDRs(settings), NodePorts: apiserver.PortRange{First: first, Last: first + count - 1}, APIPort: int(cfg.Port),
 		TolerationSeconds: int64(cfg.EvictAfter.Seconds()), Kubelet: p.agentOf, Alive: p.live.alive, Components: p.components(), Audit: audit, OIDC: oidc,
 		FrontProxy: p.frontProxy,
 	})
@@ -120,6 +120,13 @@ func newPeer(cfg config, id *identity.Identity, engine *storage, addr netip.Addr
 		return nil, err
 	}
 	return p, nil
+}
+
+func serviceCIDRs(made identity.Settings) (all []netip.Prefix) {
+	for _, r := range made.Ranges() {
+		all = append(all, r.ServiceCIDR)
+	}
+	return all
 }
 
 // frontProxy is what this peer's API shows to extension servers.
@@ -255,17 +262,23 @@ func (p *peer) otherAddress(addr netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// nodeAddresses are those of a peer's Node, of the cluster's first IP family before the other.
-func nodeAddresses(self cluster.Peer, settings identity.Settings) []corev1.NodeAddress {
-	first, second := self.Address, self.OtherAddress
-	if second.IsValid() && second.Is4() == settings.PodCIDR.Addr().Is4() {
-		first, second = second, first
+// machineAddresses are a peer's, of the cluster's first IP family before the other.
+func machineAddresses(r cluster.Peer, made identity.Settings) []netip.Addr {
+	switch first, other := r.Address, r.OtherAddress; {
+	case !other.IsValid() || other.Is4() == first.Is4(): // a moment after the first has become another one
+		return []netip.Addr{first}
+	case other.Is4() == made.PodCIDR.Addr().Is4():
+		return []netip.Addr{other, first}
+	default:
+		return []netip.Addr{first, other}
 	}
-	out := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: first.String()}}
-	if second.IsValid() {
-		out = append(out, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: second.String()})
+}
+
+func nodeAddresses(self cluster.Peer, made identity.Settings) (all []corev1.NodeAddress) {
+	for _, a := range machineAddresses(self, made) {
+		all = append(all, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
 	}
-	return append(out, corev1.NodeAddress{Type: corev1.NodeHostName, Address: self.Name})
+	return append(all, corev1.NodeAddress{Type: corev1.NodeHostName, Address: self.Name})
 }
 
 // record waits until this peer's record, with its share of the pod network, is
