@@ -136,9 +136,16 @@ func (r *Replicated) Run(ctx context.Context) error {
 	}
 	trans := newRaftTransport(&r.cfg)
 	notify := make(chan bool, 8)
-	rf, err := raft.NewRaft(r.raftConfig(notify), r.fsm, f.logs, &patient{f.db, r.closing, r.cfg.Logger, r.cfg.Dir}, f.snaps, trans)
+	stable := &patient{f.db, r.closing, r.cfg.Logger, r.cfg.Dir}
+	stopsEarly := context.AfterFunc(ctx, stopping)
+	var rf *raft.Raft
+	stable.apart(func() { rf, err = raft.NewRaft(r.raftConfig(notify), r.fsm, f.logs, stable, f.snaps, trans) })
+	stopsEarly()
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft: %w", err), trans.Close(), f.close())
+	}
+	if rf == nil { // there was no space until ctx ended
+		return errors.Join(trans.Close(), f.close())
 	}
 
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))

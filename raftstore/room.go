@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -27,12 +29,15 @@ func (e *fullError) Error() string { return e.text }
 func (e *fullError) Is(target error) bool { return target == ErrDiskFull }
 
 // room is nil while there is space for more under the log.
-func (r *Replicated) room() error {
+func (r *Replicated) room() error { return full(r.cfg.Name, r.cfg.Dir, free(r.cfg.Dir)) }
+
+// free is how many bytes can be written under a directory.
+func free(dir string) uint64 {
 	var st unix.Statfs_t
-	if err := unix.Statfs(r.cfg.Dir, &st); err != nil {
-		return nil // the write itself will tell
+	if err := unix.Statfs(dir, &st); err != nil {
+		return math.MaxUint64 // the write itself will tell
 	}
-	return full(r.cfg.Name, r.cfg.Dir, st.Bavail*uint64(st.Bsize))
+	return st.Bavail * uint64(st.Bsize)
 }
 
 func full(peer, dir string, free uint64) error {
@@ -46,6 +51,11 @@ func full(peer, dir string, free uint64) error {
 // patient is a stable store that waits for space: Raft panics where its term or vote
 // cannot be written. A peer that waits takes part in nothing, which is what a full disk
 // leaves it; a majority goes on without it.
+//
+// When the store closes, what could not be written never is, and Raft must neither hear
+// of an error (it panics) nor believe that it was written (it may vote twice). So the
+// goroutine that wanted it ends there; its deferred calls refuse what others asked for.
+// Raft writes from goroutines of its own, but for its first write: see [patient.apart].
 type patient struct {
 	raft.StableStore
 	closing <-chan struct{}
@@ -66,10 +76,30 @@ func (p *patient) SetUint64(key []byte, value uint64) error {
 	return p.write(func() error { return p.StableStore.SetUint64(key, value) })
 }
 
+// apart runs what writes here on a goroutine of its own, and blocks until it has
+// returned or ended in a write that was given up.
+func (p *patient) apart(work func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		work()
+	}()
+	<-done
+}
+
 func (p *patient) write(write func() error) error {
 	for told := false; ; told = true {
 		err := write()
-		if !errors.Is(err, syscall.ENOSPC) {
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.closing: // also where it failed because the file is closed by now
+			runtime.Goexit()
+		default:
+		}
+		// bbolt hides the cause where it makes its file longer.
+		if !errors.Is(err, syscall.ENOSPC) && free(p.dir) >= reserve {
 			return err
 		}
 		if !told {
@@ -77,7 +107,6 @@ func (p *patient) write(write func() error) error {
 		}
 		select {
 		case <-p.closing:
-			return err
 		case <-time.After(fullPause):
 		}
 	}
