@@ -11,7 +11,7 @@ import (
 )
 
 // watchShutdown ends the pods in order when systemd-logind says that the machine is
-// about to stop. Without logind, and when the bus breaks, pods end with the machine.
+// about to stop. Without logind, and while the bus is broken, pods end with the machine.
 func (p *peer) watchShutdown(ctx context.Context) error {
 	err := logind.Run(ctx, logind.Config{
 		Connect: func(ctx context.Context) (*dbus.Conn, error) { return dbus.ConnectSystemBus(dbus.WithContext(ctx)) },

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,8 @@ func bus(t *testing.T) func(context.Context) (*dbus.Conn, error) {
 type login1 struct {
 	t     *testing.T
 	locks chan *os.File
+	mute  atomic.Bool // the next Inhibit is not answered
+	props *prop.Properties
 }
 
 func (l *login1) Inhibit(what, who, _, mode string) (dbus.UnixFD, *dbus.Error) {
@@ -57,9 +60,13 @@ func (l *login1) Inhibit(what, who, _, mode string) (dbus.UnixFD, *dbus.Error) {
 		return 0, dbus.MakeFailedError(err)
 	}
 	l.locks <- r
+	if l.mute.CompareAndSwap(true, false) {
+		<-l.t.Context().Done()
+	}
+	fd := dbus.UnixFD(w.Fd())
 	// The bus duplicates what it sends; ours is closed when it has.
 	time.AfterFunc(time.Second, func() { w.Close() })
-	return dbus.UnixFD(w.Fd()), nil
+	return fd, nil
 }
 
 func startLogind(t *testing.T, connect func(context.Context) (*dbus.Conn, error)) (*login1, *dbus.Conn) {
@@ -73,7 +80,11 @@ func startLogind(t *testing.T, connect func(context.Context) (*dbus.Conn, error)
 	if err := conn.Export(l, path, manager); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := prop.Export(conn, path, prop.Map{manager: {"InhibitDelayMaxUSec": {Value: uint64(5_000_000)}}}); err != nil {
+	l.props, err = prop.Export(conn, path, prop.Map{manager: {
+		"InhibitDelayMaxUSec":  {Value: uint64(5_000_000)},
+		"PreparingForShutdown": {Value: false},
+	}})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if reply, err := conn.RequestName(service, dbus.NameFlagDoNotQueue); err != nil || reply != dbus.RequestNameReplyPrimaryOwner {
@@ -94,6 +105,7 @@ func released(t *testing.T, lock *os.File) {
 }
 
 func TestStopping(t *testing.T) {
+	t.Parallel()
 	connect := bus(t)
 	l, conn := startLogind(t, connect)
 	called, finish, calledOff := make(chan time.Duration), make(chan struct{}), make(chan struct{})
@@ -135,6 +147,7 @@ func TestStopping(t *testing.T) {
 }
 
 func TestNoLogind(t *testing.T) {
+	t.Parallel()
 	connect := bus(t)
 	stopping := func(context.Context, time.Duration) { t.Error("nobody said so") }
 	if err := Run(t.Context(), Config{Connect: connect, Log: slog.New(slog.DiscardHandler), Stopping: stopping}); !errors.Is(err, ErrNone) {
@@ -143,5 +156,83 @@ func TestNoLogind(t *testing.T) {
 	none := func(context.Context) (*dbus.Conn, error) { return nil, os.ErrNotExist }
 	if err := Run(t.Context(), Config{Connect: none, Log: slog.New(slog.DiscardHandler), Stopping: stopping}); !errors.Is(err, ErrNone) {
 		t.Errorf("no bus: %v", err)
+	}
+}
+
+// TestBusBreaks: what happened while there was no connection is made up for.
+func TestBusBreaks(t *testing.T) {
+	t.Parallel()
+	connect := bus(t)
+	l, _ := startLogind(t, connect)
+	l.mute.Store(true)
+	conns, stopped, calledOff := make(chan *dbus.Conn, 8), make(chan bool, 8), make(chan bool, 8)
+	said := make(lines, 8)
+	log := slog.New(slog.NewTextHandler(said, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, Config{
+			Connect: func(ctx context.Context) (*dbus.Conn, error) {
+				conn, err := connect(ctx)
+				conns <- conn
+				return conn, err
+			},
+			Log:       log,
+			Stopping:  func(context.Context, time.Duration) { stopped <- true },
+			CalledOff: func() { calledOff <- true },
+		})
+	}()
+	soon(t, "a lock is asked for", l.locks)
+	soon(t, "the first connection", conns)
+	said.await(t, "deadline exceeded")
+	lock := soon(t, "a lock is asked for again, as nobody answered", l.locks)
+	said.await(t, "pods are ended in order when")
+
+	l.props.SetMust(manager, "PreparingForShutdown", true)
+	soon(t, "the second connection", conns).Close()
+	released(t, lock)
+	said.await(t, "closed the connection")
+	soon(t, "the machine stops", stopped)
+
+	l.props.SetMust(manager, "PreparingForShutdown", false)
+	soon(t, "the third connection", conns).Close()
+	soon(t, "the machine does not stop", calledOff)
+	said.await(t, "closed the connection")
+	lock = soon(t, "a lock is asked for once more", l.locks)
+	said.await(t, "pods are ended in order when")
+	soon(t, "the fourth connection", conns)
+	cancel()
+	if err := soon(t, "the end", ended); err != nil {
+		t.Error(err)
+	}
+	released(t, lock)
+	if len(conns)+len(stopped)+len(calledOff)+len(l.locks) != 0 {
+		t.Error("something was done twice")
+	}
+}
+
+// lines are what a log says.
+type lines chan string
+
+func (l lines) Write(p []byte) (int, error) {
+	l <- string(p)
+	return len(p), nil
+}
+
+func (l lines) await(t *testing.T, want string) {
+	t.Helper()
+	if line := soon(t, want, l); !strings.Contains(line, want) {
+		t.Errorf("the log says %s instead of %s", line, want)
+	}
+}
+
+func soon[T any](t *testing.T, what string, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(time.Minute):
+		t.Fatalf("waited for a minute: %s", what)
+		panic("unreachable")
 	}
 }
