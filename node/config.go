@@ -23,11 +23,11 @@ import (
 
 // Network gives a pod its addresses. Package network implements it.
 type Network interface {
-	// Attach wires the network namespace of pid, which is the pod's sandbox, and
-	// returns the pod's addresses. Those of ports that have a HostPort are published on
-	// this machine from then on; one that is taken is an error, in the user's words. It is
-	// idempotent: for a pod that is attached it returns the same addresses, and repairs
-	// what is missing.
+	// Attach wires the network namespace of pid, which is the pod's sandbox, and returns the
+	// pod's addresses, one of each IP family of the cluster, its first family's first. Those
+	// of ports that have a HostPort are published on this machine from then on; one that is
+	// taken is an error, in the user's words. It is idempotent: for a pod that is attached it
+	// returns the same addresses, and repairs what is missing.
 	Attach(ctx context.Context, uid string, pid int, ports []v1.ContainerPort) ([]netip.Addr, error)
 	// Detach frees the pod's addresses and ports. Idempotent.
 	Detach(ctx context.Context, uid string) error
@@ -51,7 +51,8 @@ type Config struct {
 	// Network wires pods that are not in the host's network.
 	Network Network
 
-	// ClusterDNS is the resolver of pods with dnsPolicy ClusterFirst; invalid: they use the host's.
+	// ClusterDNS is the resolver of pods with dnsPolicy ClusterFirst, in the cluster's first IP
+	// family: under its other address the same one answers. Invalid: they use the host's.
 	ClusterDNS netip.Addr
 	// ClusterDomain, by default cluster.local.
 	ClusterDomain string

@@ -102,7 +102,8 @@ func (w *worker) waitingReason(name string) string {
 }
 
 // Dial implements stream.Pods. It connects inside the pod's network namespace, so
-// that programs listening on its loopback are reached as kubectl's users expect.
+// that programs listening on its loopback, of IPv4 or of IPv6, are reached as kubectl's
+// users expect.
 func (s streams) Dial(ctx context.Context, namespace, pod string, port int32) (net.Conn, error) {
 	w := s.find(namespace, pod)
 	if w == nil {
@@ -111,12 +112,19 @@ func (s streams) Dial(ctx context.Context, namespace, pod string, port int32) (n
 	w.mu.Lock()
 	sandbox, host := w.sandbox, w.pod.Spec.HostNetwork
 	w.mu.Unlock()
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))
-	if host {
-		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
-	}
-	if sandbox == nil || !sandbox.Running || sandbox.PID == 0 {
+	dial := func(address string) (net.Conn, error) { return dialIn(ctx, sandbox.PID, address) }
+	switch {
+	case host:
+		dial = func(address string) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", address) }
+	case sandbox == nil || !sandbox.Running || sandbox.PID == 0:
 		return nil, fmt.Errorf("pod %s/%s is not running", namespace, pod)
 	}
-	return dialIn(ctx, sandbox.PID, address)
+	conn, err := dial(net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+	if err == nil {
+		return conn, nil
+	}
+	if conn, err6 := dial(net.JoinHostPort("::1", strconv.Itoa(int(port)))); err6 == nil {
+		return conn, nil
+	}
+	return nil, err // the pod may have no IPv6 at all: what IPv4 said tells more
 }

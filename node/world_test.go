@@ -40,22 +40,25 @@ type world struct {
 	boot    string    // of the machine, by name
 	booted  time.Time // by a clock that is not set
 
-	mu     sync.Mutex
-	seen   eviction.Observations                                      // of the machine
-	alarm  func()                                                     // that memory gets short
-	used   map[string]int64                                           // by container name: bytes of memory, where not as by default
-	disk   map[string]int64                                           // by container name: bytes on disk
-	script map[string]func(ctx context.Context, p memory.Process) int // by container name
-	exec   func(container string, command []string) int
-	pull   func(ctx context.Context, ref string, auth *runtime.RegistryAuth) error // nil: the registry has it
-	log    []string                                                                // what containers did, in order
-	wrap   func(runtime.Runtime) runtime.Runtime                                   // nil: nothing stands before the engine
+	mu       sync.Mutex
+	seen     eviction.Observations                                      // of the machine
+	alarm    func()                                                     // that memory gets short
+	used     map[string]int64                                           // by container name: bytes of memory, where not as by default
+	disk     map[string]int64                                           // by container name: bytes on disk
+	script   map[string]func(ctx context.Context, p memory.Process) int // by container name
+	exec     func(container string, command []string) int
+	pull     func(ctx context.Context, ref string, auth *runtime.RegistryAuth) error // nil: the registry has it
+	log      []string                                                                // what containers did, in order
+	hostIPs  []string
+	podCIDRs []netip.Prefix
+	wrap     func(runtime.Runtime) runtime.Runtime // nil: nothing stands before the engine
 }
 
 type fakeNetwork struct {
 	mu       sync.Mutex
 	attached map[string]netip.Addr
 	next     int
+	second   netip.Addr // of every pod, beside its own; invalid: none
 }
 
 func (n *fakeNetwork) Attach(_ context.Context, uid string, _ int, _ []v1.ContainerPort) ([]netip.Addr, error) {
@@ -64,6 +67,9 @@ func (n *fakeNetwork) Attach(_ context.Context, uid string, _ int, _ []v1.Contai
 	if _, ok := n.attached[uid]; !ok {
 		n.next++
 		n.attached[uid] = netip.AddrFrom4([4]byte{10, 42, 0, byte(n.next)})
+	}
+	if n.second.IsValid() {
+		return []netip.Addr{n.attached[uid], n.second}, nil
 	}
 	return []netip.Addr{n.attached[uid]}, nil
 }
@@ -91,6 +97,7 @@ func inWorld(t *testing.T, f func(w *world), objects ...kruntime.Object) {
 			network: &fakeNetwork{attached: map[string]netip.Addr{}},
 			script:  map[string]func(context.Context, memory.Process) int{},
 			boot:    "first", booted: time.Now().Add(-time.Hour),
+			hostIPs: []string{"192.0.2.1"}, podCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")},
 		}
 		// Events are named by the nanosecond, of which many happen in one here.
 		named := map[string]int{}
@@ -202,9 +209,8 @@ func (w *world) start() {
 	agent, err := New(Config{
 		Name: "p1", Dir: w.dir, Client: w.client, Informers: factory,
 		Runtime: w.engine(), Storage: w.storage, Network: w.network,
-		NodeAddresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: "192.0.2.1"}},
-		ClusterDNS:    netip.MustParseAddr("10.43.0.10"),
-		PodCIDRs:      []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Version: "v1.37.2+rookery",
+		NodeAddresses: w.addresses(), PodCIDRs: w.podCIDRs,
+		ClusterDNS: netip.MustParseAddr("10.43.0.10"), Version: "v1.37.2+rookery",
 		Resources: w.resources(),
 		Logger:    slog.New(slog.NewTextHandler(w.t.Output(), nil)),
 	})
@@ -225,6 +231,13 @@ func (w *world) start() {
 		factory.Shutdown()
 	}
 	w.sleep(time.Second) // informers look ten times a second whether they are synced
+}
+
+func (w *world) addresses() (all []v1.NodeAddress) {
+	for _, ip := range w.hostIPs {
+		all = append(all, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip})
+	}
+	return all
 }
 
 // engine is the machine's, or what a test puts before it.
