@@ -61,10 +61,7 @@ func Certificates(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	k, err := newKinds(cfg.Informers)
-	if err != nil {
-		return err
-	}
+	o := &orders{cfg: cfg, kinds: newKinds(cfg.Informers), said: map[string]bool{}, retry: map[certRef]retry{}}
 	wake := make(chan struct{}, 1)
 	kick := func(any) {
 		select {
@@ -80,7 +77,6 @@ func Certificates(ctx context.Context, cfg Config) error {
 	if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced, cfg.Informers.Networking().V1().IngressClasses().Informer().HasSynced) {
 		return nil
 	}
-	o := &orders{cfg: cfg, kinds: k, status: &status{cfg: cfg, said: map[string]bool{}}, retry: map[certRef]retry{}}
 	for {
 		next := o.sync(ctx)
 		select {
@@ -96,8 +92,8 @@ func Certificates(ctx context.Context, cfg Config) error {
 type orders struct {
 	cfg    Config
 	kinds  kinds
-	status *status
-	client *acme.Client // nil until one is needed
+	said   map[string]bool // Ingress and error of Events
+	client *acme.Client    // nil until one is needed
 	retry  map[certRef]retry
 }
 
@@ -136,12 +132,23 @@ func (o *orders) sync(ctx context.Context) time.Duration {
 			o.retry[ref] = r
 			next = min(next, r.wait)
 			o.cfg.Logger.Warn("no certificate by ACME", "ingress", ing.Namespace+"/"+ing.Name, "secret", t.SecretName, "error", err, "again", r.wait)
-			if err := o.status.say(ctx, problem{ing, "no certificate by ACME: " + err.Error()}); err != nil {
-				o.cfg.Logger.Warn("event was not written", "error", err)
-			}
+			o.say(ctx, problem{ing, "no certificate by ACME: " + err.Error()})
 		}
 	}
 	return next
+}
+
+// say makes an Event of a failure, of each cause once.
+func (o *orders) say(ctx context.Context, p problem) {
+	key := string(p.ingress.UID) + " " + p.message
+	if o.said[key] {
+		return
+	}
+	if err := tell(ctx, o.cfg.Client, p); err != nil {
+		o.cfg.Logger.Warn("event was not written", "error", err)
+		return
+	}
+	o.said[key] = true
 }
 
 // ensure obtains the certificate of one entry of spec.tls unless there is a good one.
@@ -327,21 +334,28 @@ func setChallenge(ctx context.Context, client kubernetes.Interface, responses ma
 	return nil
 }
 
-// challenge answers the issuer's question for a token.
-func (h *handler) challenge(w http.ResponseWriter, r *http.Request, token string) {
+// challenge answers the issuer's question for a token; false: there is no such token, and the
+// request is somebody else's.
+func (h *handler) challenge(w http.ResponseWriter, r *http.Request) bool {
+	token, ok := strings.CutPrefix(r.URL.Path, challengePath)
+	if !ok || h.cfg.ACME.Directory == "" || r.TLS != nil || !isToken(token) {
+		return false
+	}
 	// Not from this peer's memory, which may be a moment behind the leader's.
 	m, err := h.cfg.Client.CoreV1().ConfigMaps(acmeNamespace).Get(r.Context(), acmeChallenges, metav1.GetOptions{})
-	response := ""
-	if err == nil {
-		response = m.Data[token]
-	}
-	if response == "" {
-		http.NotFound(w, r)
-		return
+	if err != nil || m.Data[token] == "" {
+		return false
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	// A client that is gone before the answer is no one's problem.
-	_, _ = w.Write([]byte(response))
+	_, _ = w.Write([]byte(m.Data[token]))
+	return true
+}
+
+// isToken tells what an issuer could have made: base64url without padding, of at least 128 bits (RFC 8555 8.3).
+func isToken(s string) bool {
+	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	return len(s) >= 22 && len(s) <= 512 && strings.Trim(s, letters) == ""
 }
 
 // newKey makes a key, and gives it in PEM as well.

@@ -37,7 +37,7 @@ type issuer struct {
 	invalid string // why the challenge failed
 }
 
-const token = "a-token-of-the-issuer"
+const token = "a-token_of-the-issuer-0"
 
 func newIssuer(t *testing.T, a *authority, fetch func(string) (string, error)) *issuer {
 	is := &issuer{authority: a, fetch: fetch}
@@ -154,7 +154,10 @@ func TestACME(t *testing.T) {
 	})
 	w.service("web", "n1="+backendServer(t, "web"))
 	w.ingress(`{metadata: {name: one, annotations: {ingress.rookery.io/acme: "true"}}, spec: {tls: [{hosts: [a.example], secretName: a}], rules: [{host: a.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}}]}}`)
-	w.until(404, "http://a.example"+challengePath+"x") // the door is open, and nobody asked yet
+	// The door is open, and nobody asked yet: what is no token of an order is the Ingress's, which has TLS.
+	for _, path := range []string{token, "x", "../x"} {
+		w.until(308, "http://a.example"+challengePath+path)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cfg.Informers = informers.NewSharedInformerFactory(w.client, 0)
 	done := make(chan error, 1)
@@ -174,7 +177,7 @@ func TestACME(t *testing.T) {
 	if secret.Type != corev1.SecretTypeTLS || !good(secret, []string{"a.example"}) || good(secret, []string{"b.example"}) {
 		t.Errorf("the Secret is %v", secret)
 	}
-	w.until(404, "http://a.example"+challengePath+token) // the answer is taken away again
+	w.until(308, "http://a.example"+challengePath+token) // the answer is taken away again
 	if is.count() != 1 {
 		t.Errorf("%d orders", is.count())
 	}

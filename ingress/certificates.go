@@ -9,8 +9,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
 // certificates are those that clients are shown.
@@ -23,46 +21,11 @@ type certificates struct {
 	ours    map[string]*tls.Certificate // of the cluster's CA, by name or address
 }
 
-type secretCert struct {
-	version string // of the Secret
-	cert    *tls.Certificate
-	err     error
-}
-
-// update reads the Secrets that t names, and returns what is wrong with them. secret
-// returns nil for one that does not exist.
-func (c *certificates) update(t *table, secret func(namespace, name string) *corev1.Secret) (errs []error) {
+// update takes what the Secrets that the table names hold.
+func (c *certificates) update(secrets map[certRef]secretCert) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	next := map[certRef]secretCert{}
-	for _, ref := range t.certs {
-		s := secret(ref.namespace, ref.name)
-		switch have, ok := c.secrets[ref]; {
-		case s == nil:
-			errs = append(errs, fmt.Errorf("there is no Secret %s/%s", ref.namespace, ref.name))
-		case ok && have.version == s.ResourceVersion:
-			next[ref] = have
-		default:
-			cert, err := parseSecret(s)
-			next[ref] = secretCert{s.ResourceVersion, cert, err}
-		}
-		if err := next[ref].err; err != nil {
-			errs = append(errs, err)
-		}
-	}
-	c.secrets = next
-	return errs
-}
-
-func parseSecret(s *corev1.Secret) (*tls.Certificate, error) {
-	if len(s.Data[corev1.TLSCertKey]) == 0 || len(s.Data[corev1.TLSPrivateKeyKey]) == 0 {
-		return nil, fmt.Errorf("the Secret %s/%s has no %s and %s", s.Namespace, s.Name, corev1.TLSCertKey, corev1.TLSPrivateKeyKey)
-	}
-	cert, err := tls.X509KeyPair(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey])
-	if err != nil {
-		return nil, fmt.Errorf("the Secret %s/%s holds no certificate with its key: %w", s.Namespace, s.Name, err)
-	}
-	return &cert, nil
+	c.secrets = secrets
 }
 
 // lasts tells whether a certificate has more than a third of its life left. One that has not is made anew.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 )
@@ -33,6 +34,9 @@ type Config struct {
 	// Informers are the process's; StartInformers starts what was asked of them later. Required.
 	Informers      informers.SharedInformerFactory
 	StartInformers func()
+	// Slices are the EndpointSlices of a Service, from memory: it is called for each table.
+	// Required for the Proxy.
+	Slices func(namespace, service string) []*discoveryv1.EndpointSlice
 	// Alive says whether a node's endpoints may be used, Changed gets a value when its answers
 	// change. nil means that all live.
 	Alive   func(node string) bool
@@ -56,6 +60,9 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
+	if c.Slices == nil {
+		c.Slices = func(string, string) []*discoveryv1.EndpointSlice { return nil }
+	}
 	if c.Alive == nil {
 		c.Alive = func(string) bool { return true }
 	}

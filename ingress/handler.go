@@ -42,21 +42,27 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	rec := &recorder{ResponseWriter: w}
 	x := &exchange{client: addressOf(r.RemoteAddr)}
-	host := hostOf(r.Host)
-	var tls bool
-	if token, ok := strings.CutPrefix(r.URL.Path, challengePath); ok && h.cfg.ACME.Directory != "" && r.TLS == nil {
-		h.challenge(rec, r, token)
-	} else if x.route, tls = h.table.Load().match(host, r.URL.Path); x.route == nil {
-		http.Error(rec, "no Ingress has a rule for this host and path", http.StatusNotFound)
-	} else if tls && !h.byTLS(r) && x.route.options.redirect && h.cfg.HTTPS != 0 {
-		http.Redirect(rec, r, "https://"+h.tlsHost(r.Host)+r.URL.RequestURI(), http.StatusPermanentRedirect)
-	} else {
-		h.proxy(rec, r, x)
+	if !h.challenge(rec, r) {
+		h.serve(rec, r, x)
 	}
 	if x.upgraded { // the response went by the connection, not by rec
 		rec.code = http.StatusSwitchingProtocols
 	}
 	h.note(rec, r, x, time.Since(began))
+}
+
+// serve answers a request by the rule that has it.
+func (h *handler) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
+	route, tls := h.table.Load().match(hostOf(r.Host), r.URL.Path)
+	x.route = route
+	switch {
+	case route == nil:
+		http.Error(w, "no Ingress has a rule for this host and path", http.StatusNotFound)
+	case tls && !h.byTLS(r) && route.options.redirect && h.cfg.HTTPS != 0:
+		http.Redirect(w, r, "https://"+h.tlsHost(r.Host)+r.URL.RequestURI(), http.StatusPermanentRedirect)
+	default:
+		h.proxy(w, r, x)
+	}
 }
 
 // byTLS tells whether the client has come by TLS, to this peer or to a trusted proxy in front of it.

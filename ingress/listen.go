@@ -18,7 +18,7 @@ import (
 const (
 	// rebindEvery is how often a taken port is tried again.
 	rebindEvery = 5 * time.Second
-	// drain is how long requests under way may take when the ports are closed.
+	// drain is how long requests under way, and upgraded connections, may take when the ports are closed.
 	drain = 10 * time.Second
 	// maxClients bounds the connections of a port; more wait.
 	maxClients = 8192
@@ -73,6 +73,9 @@ func (d *door) accept(ctx context.Context, l net.Listener) error {
 		Handler: d.handler, TLSConfig: d.tls, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(d.logger.Handler(), slog.LevelDebug),
 	}
+	// The server forgets connections that are upgraded, as WebSockets are.
+	var clients conns
+	l = listener{l, &clients}
 	ended := make(chan error, 1)
 	go func() {
 		if d.tls != nil {
@@ -94,5 +97,6 @@ func (d *door) accept(ctx context.Context, l net.Listener) error {
 		err = srv.Close()
 	}
 	<-ended
+	clients.end(grace)
 	return err
 }

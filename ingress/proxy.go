@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -25,8 +26,6 @@ import (
 )
 
 const (
-	// bySlice is the index of EndpointSlices by Service, ours by prefix because informers are shared.
-	bySlice = "rookery-ingress/service"
 	// settle collects the burst that one change of a Deployment makes; pace bounds how often
 	// the table is built while many things change.
 	settle, pace = 10 * time.Millisecond, 50 * time.Millisecond
@@ -47,7 +46,7 @@ type Proxy struct {
 
 	// The rest belongs to Run.
 	endpoints map[string]*endpoint
-	secrets   cache.Indexer // nil until an Ingress names one, and again after the last Ingress
+	secrets   secrets // followed from the first Ingress that names one to the last Ingress
 	published string
 	looked    bool            // at what the Node says from before
 	said      map[string]bool // about certificates
@@ -58,42 +57,29 @@ type kinds struct {
 	ingresses networkinglisters.IngressLister
 	classes   networkinglisters.IngressClassLister
 	services  cache.Indexer
-	slices    cache.Indexer
 }
 
 // New makes a proxy that does nothing until [Proxy.Run]. Call it before the informers are started.
 func New(cfg Config) (*Proxy, error) {
+	if cfg.Slices == nil || cfg.Issue == nil {
+		return nil, errors.New("ingress: Slices and Issue are required")
+	}
 	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	p := &Proxy{cfg: cfg, dirty: make(chan struct{}, 1), open: map[uint16]bool{}, endpoints: map[string]*endpoint{}}
-	var err error
-	if p.kinds, err = newKinds(cfg.Informers); err != nil {
-		return nil, err
-	}
+	p := &Proxy{cfg: cfg, kinds: newKinds(cfg.Informers), dirty: make(chan struct{}, 1), open: map[uint16]bool{}, endpoints: map[string]*endpoint{}}
+	cfg.Informers.Discovery().V1().EndpointSlices().Informer() // asked for before they are started
 	p.certs = certificates{issue: cfg.Issue, table: func() *table { return p.handler.Load().table.Load() }}
 	return p, nil
 }
 
-func newKinds(f informers.SharedInformerFactory) (kinds, error) {
-	slices := f.Discovery().V1().EndpointSlices().Informer()
-	if _, have := slices.GetIndexer().GetIndexers()[bySlice]; !have {
-		err := slices.AddIndexers(cache.Indexers{bySlice: func(obj any) ([]string, error) {
-			slice, ok := obj.(*discoveryv1.EndpointSlice)
-			if !ok || slice.Labels[discoveryv1.LabelServiceName] == "" {
-				return nil, nil
-			}
-			return []string{slice.Namespace + "/" + slice.Labels[discoveryv1.LabelServiceName]}, nil
-		}})
-		if err != nil {
-			return kinds{}, fmt.Errorf("index endpoint slices: %w", err)
-		}
-	}
+// newKinds asks for the informers, which are started after that.
+func newKinds(f informers.SharedInformerFactory) kinds {
 	return kinds{
 		ingresses: f.Networking().V1().Ingresses().Lister(), classes: f.Networking().V1().IngressClasses().Lister(),
-		services: f.Core().V1().Services().Informer().GetIndexer(), slices: slices.GetIndexer(),
-	}, nil
+		services: f.Core().V1().Services().Informer().GetIndexer(),
+	}
 }
 
 // ours lists the Ingresses of our class.
@@ -116,17 +102,6 @@ func (k kinds) service(namespace, name string) *corev1.Service {
 	}
 	svc, _ := obj.(*corev1.Service)
 	return svc
-}
-
-func (k kinds) endpointSlices(namespace, service string) (out []*discoveryv1.EndpointSlice) {
-	// The only error is an index that does not exist, and newKinds has made it.
-	objs, _ := k.slices.ByIndex(bySlice, namespace+"/"+service)
-	for _, obj := range objs {
-		if s, ok := obj.(*discoveryv1.EndpointSlice); ok {
-			out = append(out, s)
-		}
-	}
-	return out
 }
 
 // Run serves until ctx ends, and returns nil then, when all it started is gone. Until the
@@ -199,7 +174,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		case len(all) == 0 && stop != nil:
 			stop()
 			stop = nil
-			p.secrets = nil
+			p.secrets = secrets{}
 			p.apply(open, nil)
 			p.handler.Load().to.close()
 		case len(all) > 0:
@@ -270,22 +245,29 @@ func (p *Proxy) uses(obj any) bool {
 func (p *Proxy) apply(ctx context.Context, all []*networkingv1.Ingress) {
 	t, f, _ := tableOf(p.cfg, p.kinds, all, p.endpoints)
 	p.endpoints = f.found
-	if len(t.certs) > 0 && p.secrets == nil {
-		p.followSecrets(ctx)
+	if len(t.certs) > 0 {
+		p.secrets.follow(ctx, p.cfg.Client, p.kick)
 	}
-	p.complain(p.certs.update(t, p.secret))
+	held := p.secrets.read(t.refs())
+	p.certs.update(held)
+	p.complain(held)
 	h := p.handler.Load()
 	h.table.Store(t)
-	h.to.conns.cut(f.dead)
+	if len(f.dead) > 0 {
+		h.to.conns.cut(func(addr string) bool { return f.dead[addr] })
+	}
 }
 
 // complain logs what is wrong with certificates, once for as long as it is.
-func (p *Proxy) complain(errs []error) {
+func (p *Proxy) complain(held map[certRef]secretCert) {
 	said := map[string]bool{}
-	for _, err := range errs {
-		said[err.Error()] = true
-		if !p.said[err.Error()] {
-			p.cfg.Logger.Warn("a certificate of the cluster's CA is shown instead of a Secret's", "error", err)
+	for _, s := range held {
+		if s.err == nil {
+			continue
+		}
+		said[s.err.Error()] = true
+		if !p.said[s.err.Error()] {
+			p.cfg.Logger.Warn("a certificate of the cluster's CA is shown instead of a Secret's", "error", s.err)
 		}
 	}
 	p.said = said
@@ -294,54 +276,12 @@ func (p *Proxy) complain(errs []error) {
 // tableOf builds the table of these Ingresses. known are the endpoints there were.
 func tableOf(cfg Config, k kinds, all []*networkingv1.Ingress, known map[string]*endpoint) (*table, *finder, []problem) {
 	f := &finder{
-		service: k.service, slices: k.endpointSlices, alive: cfg.Alive, known: known,
+		service: k.service, slices: cfg.Slices, alive: cfg.Alive, known: known,
 		found: map[string]*endpoint{}, dead: map[string]bool{}, done: map[string]*backend{},
 	}
 	b := &builder{defaults: options{timeout: cfg.Timeout, maxBody: cfg.MaxBody}, backend: f.find}
 	b.build(all)
 	return b.table, f, b.problems
-}
-
-// followSecrets keeps the certificates of the cluster's Secrets, from the first Ingress on that
-// names one, until ctx ends. Of others nothing is kept.
-func (p *Proxy) followSecrets(ctx context.Context) {
-	factory := informers.NewSharedInformerFactoryWithOptions(p.cfg.Client, 0, informers.WithTransform(slim))
-	informer := factory.Core().V1().Secrets().Informer()
-	p.secrets = informer.GetIndexer()
-	// It dies with the informer, so there is nothing to remove; and one that is new has no error.
-	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { p.kick() }, UpdateFunc: func(_, _ any) { p.kick() }, DeleteFunc: func(any) { p.kick() },
-	})
-	factory.Start(ctx.Done())
-	// A certificate is there before the port is open, or clients would see another one.
-	wait, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	cache.WaitForCacheSync(wait.Done(), informer.HasSynced)
-}
-
-// slim drops of a Secret what is no certificate. Informers may call it on its own result.
-func slim(obj any) (any, error) {
-	s, ok := obj.(*corev1.Secret)
-	if !ok {
-		return obj, nil
-	}
-	out := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion}}
-	if cert, key := s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey]; len(cert) > 0 || len(key) > 0 {
-		out.Data = map[string][]byte{corev1.TLSCertKey: cert, corev1.TLSPrivateKeyKey: key}
-	}
-	return out, nil
-}
-
-func (p *Proxy) secret(namespace, name string) *corev1.Secret {
-	if p.secrets == nil {
-		return nil
-	}
-	obj, found, err := p.secrets.GetByKey(namespace + "/" + name)
-	if err != nil || !found {
-		return nil
-	}
-	s, _ := obj.(*corev1.Secret)
-	return s
 }
 
 // openDoors opens the ports until ctx ends; the function that it returns waits for that.

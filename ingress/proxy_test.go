@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,6 +21,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/utils/ptr"
@@ -53,10 +56,16 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	w := &world{t: t, client: fake.NewSimpleClientset(), http: freePort(t), https: freePort(t), log: &lockedBuffer{}, access: &lockedBuffer{}, changed: make(chan struct{}, 1), authority: newAuthority(t)}
 	w.dead.Store(ptr.To(""))
 	factory := informers.NewSharedInformerFactory(w.client, 0)
+	slices := factory.Discovery().V1().EndpointSlices()
 	ctx, cancel := context.WithCancel(t.Context())
 	cfg := Config{
 		HTTP: w.http, HTTPS: w.https, Node: "n1", Client: w.client, Informers: factory, StartInformers: func() { factory.Start(ctx.Done()) },
 		Alive: func(node string) bool { return node != *w.dead.Load() }, Changed: w.changed, Issue: w.authority.issue,
+		Slices: func(namespace, service string) []*discoveryv1.EndpointSlice {
+			// Of this lister there is no error.
+			found, _ := slices.Lister().EndpointSlices(namespace).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: service}))
+			return found
+		},
 		Access: slog.New(slog.NewJSONHandler(w.access, nil)), Logger: slog.New(slog.NewTextHandler(w.log, nil)),
 	}
 	if change != nil {
@@ -518,6 +527,12 @@ func TestWebSocketAndStreams(t *testing.T) {
 			t.Fatalf("after %s: %q %v", time.Since(began), line, err)
 		}
 	}
+	// It does not outlive the ports for long.
+	must(t, w.client.NetworkingV1().Ingresses("shop").Delete(t.Context(), "one", metav1.DeleteOptions{}))
+	must(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
+	if line, err := in.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after the last Ingress: %q %v", line, err)
+	}
 }
 
 func TestPortInUse(t *testing.T) {
@@ -551,7 +566,10 @@ func TestStatus(t *testing.T) {
 	}
 	ing := &networkingv1.Ingress{}
 	must(t, yaml.Unmarshal([]byte(fmt.Sprintf(oneRule, "")), ing))
-	_, err := client.NetworkingV1().Ingresses("shop").Create(ctx, ing, metav1.CreateOptions{})
+	ing.Spec.TLS = []networkingv1.IngressTLS{{SecretName: "none"}, {Hosts: []string{"a.example"}, SecretName: "broken"}}
+	_, err := client.CoreV1().Secrets("shop").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "broken"}, Data: map[string][]byte{"tls.crt": []byte("x")}}, metav1.CreateOptions{})
+	must(t, err)
+	_, err = client.NetworkingV1().Ingresses("shop").Create(ctx, ing, metav1.CreateOptions{})
 	must(t, err)
 	factory := informers.NewSharedInformerFactory(client, 0)
 	var dead atomic.Bool
@@ -591,10 +609,20 @@ func TestStatus(t *testing.T) {
 	}
 	poll(t, func() error {
 		events, err := client.CoreV1().Events("shop").List(ctx, metav1.ListOptions{})
-		if err == nil && (len(events.Items) != 1 || !strings.Contains(events.Items[0].Message, "no Service shop/web")) {
-			err = fmt.Errorf("events %v", events.Items)
+		if err != nil {
+			return err
 		}
-		return err
+		var said []string
+		for _, e := range events.Items {
+			said = append(said, e.Message)
+		}
+		all := strings.Join(said, "\n")
+		for _, want := range []string{"no Service shop/web", "no Secret shop/none", "Secret shop/broken has no tls.crt and tls.key"} {
+			if strings.Count(all, want) != 1 || len(said) != 3 {
+				return fmt.Errorf("events:\n%s\nwant one with %q, three in all", all, want)
+			}
+		}
+		return nil
 	})
 	cancel()
 	must(t, <-done)

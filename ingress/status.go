@@ -25,11 +25,7 @@ func Status(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	k, err := newKinds(cfg.Informers)
-	if err != nil {
-		return err
-	}
-	s := &status{cfg: cfg, kinds: k, said: map[string]bool{}}
+	s := &status{cfg: cfg, kinds: newKinds(cfg.Informers)}
 	dirty := make(chan struct{}, 1)
 	kick := func(any) {
 		select {
@@ -37,7 +33,7 @@ func Status(ctx context.Context, cfg Config) error {
 		default:
 		}
 	}
-	s.kick = kick
+	s.kick, s.complaints = kick, complaints{client: cfg.Client, kick: kick, known: map[string]*complaint{}}
 	f := cfg.Informers
 	for _, informer := range []cache.SharedIndexInformer{
 		f.Networking().V1().Ingresses().Informer(), f.Networking().V1().IngressClasses().Informer(), f.Core().V1().Services().Informer(),
@@ -47,7 +43,7 @@ func Status(ctx context.Context, cfg Config) error {
 		}
 	}
 	nodes := f.Core().V1().Nodes()
-	_, err = nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: kick, DeleteFunc: kick, UpdateFunc: func(old, obj any) {
+	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: kick, DeleteFunc: kick, UpdateFunc: func(old, obj any) {
 		// Nodes are written for many reasons.
 		a, b := old.(*corev1.Node), obj.(*corev1.Node)
 		if a.Annotations[PortsAnnotation] != b.Annotations[PortsAnnotation] || !equality.Semantic.DeepEqual(a.Status.Addresses, b.Status.Addresses) {
@@ -94,8 +90,10 @@ type status struct {
 	cfg   Config
 	kinds kinds
 	nodes func() ([]*corev1.Node, error)
-	said  map[string]bool // UID and message of Events
 	kick  func(any)
+	// secrets are followed from the first Ingress that names one on.
+	secrets    secrets
+	complaints complaints
 	// nobody is since when no peer serves Ingresses though there are some; zero: one does.
 	nobody time.Time
 }
@@ -152,10 +150,37 @@ func (s *status) sync(ctx context.Context) error {
 			problems = append(problems, problem{ing, "no peer serves Ingresses: their ports are turned off (ingress-http, ingress-https) or somebody else's, the peers' logs say which"})
 		}
 	}
-	for _, p := range problems {
-		errs = append(errs, s.say(ctx, p))
+	problems = append(problems, s.certificates(ctx, all)...)
+	return errors.Join(append(errs, s.complaints.update(ctx, problems))...)
+}
+
+// certificates tells which Secrets that Ingresses name hold no certificate.
+func (s *status) certificates(ctx context.Context, all []*networkingv1.Ingress) (problems []problem) {
+	named := map[certRef][]*networkingv1.Ingress{}
+	refs := map[certRef]bool{}
+	for _, ing := range all {
+		if s.cfg.ACME.Directory != "" && ing.Annotations[annotationACME] == "true" {
+			continue // it comes with the certificate, and Certificates tells why not
+		}
+		for _, t := range ing.Spec.TLS {
+			if ref := (certRef{ing.Namespace, t.SecretName}); t.SecretName != "" && !slices.Contains(named[ref], ing) {
+				named[ref], refs[ref] = append(named[ref], ing), true
+			}
+		}
 	}
-	return errors.Join(errs...)
+	if len(refs) == 0 {
+		return nil
+	}
+	s.secrets.follow(ctx, s.cfg.Client, func() { s.kick(nil) })
+	for ref, held := range s.secrets.read(refs) {
+		if held.err == nil {
+			continue
+		}
+		for _, ing := range named[ref] {
+			problems = append(problems, problem{ing, held.err.Error() + "; clients are shown a certificate of the cluster's CA"})
+		}
+	}
+	return problems
 }
 
 // nobodyServes says that no peer has had a port open for a while.
@@ -189,24 +214,4 @@ func (s *status) addresses() (out []networkingv1.IngressLoadBalancerIngress, err
 	}
 	slices.SortFunc(out, func(a, b networkingv1.IngressLoadBalancerIngress) int { return strings.Compare(a.IP, b.IP) })
 	return out, nil
-}
-
-// say makes an Event of a problem, once a term.
-func (s *status) say(ctx context.Context, p problem) error {
-	key := string(p.ingress.UID) + " " + p.message
-	if s.said[key] {
-		return nil
-	}
-	now := metav1.Now()
-	event := &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", p.ingress.Name, now.UnixNano()), Namespace: p.ingress.Namespace},
-		InvolvedObject: corev1.ObjectReference{Kind: "Ingress", APIVersion: "networking.k8s.io/v1", Namespace: p.ingress.Namespace, Name: p.ingress.Name, UID: p.ingress.UID},
-		Type:           corev1.EventTypeWarning, Reason: "NotServed", Message: p.message,
-		Source: corev1.EventSource{Component: "rookery-ingress"}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}
-	if _, err := s.cfg.Client.CoreV1().Events(p.ingress.Namespace).Create(ctx, event, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("make event: %w", err)
-	}
-	s.said[key] = true
-	return nil
 }

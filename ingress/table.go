@@ -18,9 +18,6 @@ type table struct {
 	used            map[string]bool // Services, NAMESPACE/NAME
 }
 
-// certRef names a Secret.
-type certRef struct{ namespace, name string }
-
 // site is what is under one host.
 type site struct {
 	routes   []*route // the one that decides first

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/metrics/legacyregistry"
@@ -111,7 +112,8 @@ func (p *peer) ingressConfig() (ingress.Config, error) {
 	return cfg, err
 }
 
-func (p *peer) ingress() (*ingress.Proxy, error) {
+// ingress makes the proxy. slices are the EndpointSlices of a Service.
+func (p *peer) ingress(slices func(namespace, service string) []*discoveryv1.EndpointSlice) (*ingress.Proxy, error) {
 	cfg, err := p.ingressConfig()
 	if err != nil {
 		return nil, err
@@ -119,6 +121,7 @@ func (p *peer) ingress() (*ingress.Proxy, error) {
 	if cfg.Access, err = p.cfg.Ingress.access(); err != nil {
 		return nil, err
 	}
+	cfg.Slices = slices
 	cfg.Changed = p.live.subscribe() // for as long as the daemon runs
 	cfg.Issue = func(names []string, addrs []netip.Addr) (*tls.Certificate, error) {
 		return p.id.IssueServer(names, addrs, ingressCertLife)

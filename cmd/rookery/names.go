@@ -91,18 +91,16 @@ func (c *namesConfig) server(domain string) (dnsserver.Config, error) {
 	return cfg, cfg.ValidateNames()
 }
 
-func (p *peer) dns() (*dnsserver.Server, error) {
+func (p *peer) dns(source dnsserver.Source) (*dnsserver.Server, error) {
 	settings := p.id.Settings()
-	source, err := dnsserver.NewKube(p.api.Informers())
-	if err != nil {
-		return nil, err
-	}
 	cfg, err := p.cfg.Names.server(settings.Domain)
 	if err != nil {
 		return nil, err
 	}
-	cfg.Addrs = []netip.AddrPort{netip.AddrPortFrom(settings.DNS, 53)}
-	cfg.Networks = []netip.Prefix{settings.PodCIDR, settings.ServiceCIDR}
+	for _, r := range settings.Ranges() {
+		cfg.Addrs = append(cfg.Addrs, netip.AddrPortFrom(r.DNS, 53))
+		cfg.Networks = append(cfg.Networks, r.PodCIDR, r.ServiceCIDR)
+	}
 	cfg.Source, cfg.Alive, cfg.Peers, cfg.LAN.Peers = source, p.live.alive, p.addresses, p.balancers
 	cfg.Logger = p.log.With("room", "dnsserver")
 	if cfg.LAN.Listen == nil && p.cfg.Names.serves() {

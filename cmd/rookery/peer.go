@@ -23,6 +23,7 @@ import (
 	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
 	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/cluster/identity"
+	"github.com/rundigitalplatform/rookery/dnsserver"
 	"github.com/rundigitalplatform/rookery/network"
 	"github.com/rundigitalplatform/rookery/network/policy"
 	"github.com/rundigitalplatform/rookery/network/services"
@@ -202,11 +203,15 @@ func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) er
 	case <-ctx.Done():
 		return nil
 	}
-	dns, err := p.dns()
+	kube, err := dnsserver.NewKube(p.api.Informers())
 	if err != nil {
 		return err
 	}
-	proxy, err := p.ingress()
+	dns, err := p.dns(kube)
+	if err != nil {
+		return err
+	}
+	proxy, err := p.ingress(kube.Slices)
 	if err != nil {
 		return err
 	}
