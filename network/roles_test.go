@@ -312,10 +312,10 @@ func (h *host) start(ctx context.Context, r request) error {
 	eps := cache.NewSharedIndexInformer(h.slices, &discoveryv1.EndpointSlice{}, 0, byNamespace)
 	ctl := services.New(services.Config{
 		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Rules: h.net, Section: network.ServicesSection, Changed: h.changed, Log: cfg.Log,
-		Zone:  func() string { return "zone-" + r.Node },
-		Split: splitOf,
-		Alive: func(node string) bool { h.mu.Lock(); defer h.mu.Unlock(); return !h.dead[node] },
-		Self:  services.Self{Node: r.Node, ClusterCIDR: cfg.Families[0].ClusterCIDR, ServiceCIDR: cfg.Families[0].ServiceCIDR, DNS: cfg.Families[0].DNS},
+		Zone:     func() string { return "zone-" + r.Node },
+		Split:    splitOf,
+		Alive:    func(node string) bool { h.mu.Lock(); defer h.mu.Unlock(); return !h.dead[node] },
+		Families: balanced(r.Node, cfg.Families),
 	})
 	pol := cache.NewSharedIndexInformer(h.policies["policies"], &networkingv1.NetworkPolicy{}, 0, byNamespace)
 	pods := cache.NewSharedIndexInformer(h.policies["pods"], &corev1.Pod{}, 0, byNamespace)
@@ -323,7 +323,7 @@ func (h *host) start(ctx context.Context, r request) error {
 	namespaces := cache.NewSharedIndexInformer(h.policies["namespaces"], &corev1.Namespace{}, 0, byNamespace)
 	h.admission = policy.New(policy.Config{
 		Policies: policyInformer{pol}, Pods: podInformer{pods}, Namespaces: namespaceInformer{namespaces},
-		Network: h.net, Section: network.PoliciesSection, Self: policy.Self{Node: r.Node, DNS: cfg.Families[0].DNS}, Log: cfg.Log,
+		Network: h.net, Section: network.PoliciesSection, Families: isolated(r.Node, cfg.Families), Log: cfg.Log,
 	})
 	h.announcer = announce.New(announce.Config{
 		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Self: r.Node, Address: cfg.Address, Changed: h.moved, Log: cfg.Log,
@@ -574,4 +574,20 @@ func blastRole() error {
 	}
 	_, err = bufio.NewReader(c).ReadString('\n')
 	return err
+}
+
+// balanced is what the Service rules know of a host.
+func balanced(node string, families []network.Family) (out []services.Self) {
+	for _, f := range families {
+		out = append(out, services.Self{Node: node, ClusterCIDR: f.ClusterCIDR, ServiceCIDR: f.ServiceCIDR, DNS: f.DNS})
+	}
+	return out
+}
+
+// isolated is what the rules of NetworkPolicies know of a host.
+func isolated(node string, families []network.Family) (out []policy.Self) {
+	for _, f := range families {
+		out = append(out, policy.Self{Node: node, DNS: f.DNS})
+	}
+	return out
 }

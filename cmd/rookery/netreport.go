@@ -21,10 +21,12 @@ import (
 	"github.com/rundigitalplatform/rookery/network/services"
 )
 
-// balancerSelf is what this peer's Service rules know of it.
-func (p *peer) balancerSelf() services.Self {
-	settings := p.id.Settings()
-	return services.Self{Node: p.id.Name(), ClusterCIDR: settings.PodCIDR, ServiceCIDR: settings.ServiceCIDR, DNS: settings.DNS, Zone: p.zone()}
+// balancerSelves are what this peer's Service rules know of it, by IP family.
+func (p *peer) balancerSelves() (out []services.Self) {
+	for _, r := range p.id.Settings().Ranges() {
+		out = append(out, services.Self{Node: p.id.Name(), ClusterCIDR: r.PodCIDR, ServiceCIDR: r.ServiceCIDR, DNS: r.DNS, Zone: p.zone()})
+	}
+	return out
 }
 
 // netService is what this peer makes of a Service.
@@ -47,9 +49,11 @@ func (p *peer) netService(namespace, name string) (admin.Service, error) {
 		out.Ports = append(out.Ports, text)
 	}
 	used := false
-	for _, c := range services.Explain(svc, of, nil, p.live.alive, p.balancerSelf()) {
-		used = used || c.LeftOut == ""
-		out.Endpoints = append(out.Endpoints, admin.Endpoint{Port: c.Port, Address: c.At.String(), Peer: c.Node, Pod: c.Pod, LeftOut: c.LeftOut})
+	for _, self := range p.balancerSelves() {
+		for _, c := range services.Explain(svc, of, nil, p.live.alive, self) {
+			used = used || c.LeftOut == ""
+			out.Endpoints = append(out.Endpoints, admin.Endpoint{Port: c.Port, Address: c.At.String(), Peer: c.Node, Pod: c.Pod, LeftOut: c.LeftOut})
+		}
 	}
 	slices.SortFunc(out.Endpoints, func(a, b admin.Endpoint) int {
 		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Address, b.Address))

@@ -332,7 +332,7 @@ func (p *peer) compose(self cluster.Peer) error {
 	inf := p.api.Informers()
 	p.policies = policy.New(policy.Config{
 		Policies: inf.Networking().V1().NetworkPolicies(), Pods: inf.Core().V1().Pods(), Namespaces: inf.Core().V1().Namespaces(),
-		Network: p.network, Section: network.PoliciesSection, Self: policy.Self{Node: self.Name, DNS: settings.DNS}, Log: p.log.With("room", "network"),
+		Network: p.network, Section: network.PoliciesSection, Families: policySelves(self.Name, settings), Log: p.log.With("room", "network"),
 	})
 	client, err := kubernetes.NewForConfig(p.api.ClientConfig(identity.PeerUserPrefix+self.Name, identity.PeerOrganization, "system:authenticated"))
 	if err != nil {
@@ -362,6 +362,14 @@ func families(settings identity.Settings, first netip.Prefix) (out []network.Fam
 	return out
 }
 
+// policySelves are what the rules of NetworkPolicies know of the peer, by IP family.
+func policySelves(name string, settings identity.Settings) (out []policy.Self) {
+	for _, r := range settings.Ranges() {
+		out = append(out, policy.Self{Node: name, DNS: r.DNS})
+	}
+	return out
+}
+
 // admission holds pods back until their policies are in the rules; the policies are made
 // after the network that asks for them.
 type admission struct{ *peer }
@@ -374,8 +382,8 @@ func (p *peer) balancer() *services.Controller {
 	return services.New(services.Config{
 		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
 		Alive: p.live.alive, Changed: changed, Zone: p.zone, Rules: p.network, Section: network.ServicesSection,
-		Self: p.balancerSelf(),
-		Log:  p.log.With("room", "network"),
+		Families: p.balancerSelves(),
+		Log:      p.log.With("room", "network"),
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/conntrack"
 	"github.com/rundigitalplatform/rookery/network/overlay"
@@ -24,7 +25,7 @@ func Forget(before, now map[string][]Port, addrs map[string]netip.Addr) error {
 	if f.local, err = overlay.LocalAddrs(); err != nil {
 		return err
 	}
-	if _, err = conntrack.Delete(f); err != nil {
+	if _, err = conntrack.Delete(knftables.IPv4Family, f); err != nil {
 		return fmt.Errorf("UDP clients of a host port: %w", err)
 	}
 	return nil

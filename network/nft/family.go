@@ -2,6 +2,7 @@ package nft
 
 import (
 	"net/netip"
+	"strings"
 
 	"sigs.k8s.io/knftables"
 )
@@ -14,6 +15,9 @@ func FamilyOf(a netip.Addr) knftables.Family {
 	}
 	return knftables.IPv6Family
 }
+
+// Name is the address as a part of the name of a chain or set, which has no colons.
+func Name(a netip.Addr) string { return strings.ReplaceAll(a.String(), ":", "_") }
 
 // AddressType is the type of the family's addresses in sets.
 func AddressType(f knftables.Family) string {

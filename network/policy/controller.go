@@ -42,7 +42,7 @@ type Config struct {
 	Namespaces coreinformers.NamespaceInformer
 	Network    Network
 	Section    string // of Network
-	Self       Self
+	Families   []Self // one of each IP family of the cluster
 	Log        *slog.Logger
 }
 
@@ -58,8 +58,7 @@ type Controller struct {
 	done    chan struct{} // closed and replaced whenever applied grows
 
 	// The rest belongs to Run.
-	last            nft.State
-	synced          bool
+	last            map[knftables.Family]nft.State // what was written
 	noConntrackSaid bool
 }
 
@@ -69,7 +68,7 @@ func New(cfg Config) *Controller {
 	cfg.Policies.Informer()
 	cfg.Pods.Informer()
 	cfg.Namespaces.Informer()
-	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1), now: make(chan struct{}, 1), done: make(chan struct{})}
+	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1), now: make(chan struct{}, 1), done: make(chan struct{}), last: map[knftables.Family]nft.State{}}
 }
 
 const (
@@ -146,7 +145,7 @@ func matters(old, is any) bool {
 		return old.(metav1.Object).GetResourceVersion() != is.(metav1.Object).GetResourceVersion()
 	}
 	return !maps.Equal(before.Labels, after.Labels) || before.Spec.NodeName != after.Spec.NodeName ||
-		before.Status.Phase != after.Status.Phase || address(before) != address(after)
+		before.Status.Phase != after.Status.Phase || !slices.Equal(addresses(before), addresses(after))
 }
 
 func (c *Controller) loop(ctx context.Context) {
@@ -196,26 +195,37 @@ func (c *Controller) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m, err := compile(o, c.cfg.Self)
-	if err != nil {
-		c.cfg.Log.Error("a network policy is not readable: that part of it allows nothing", "error", err)
-	}
-	want := m.rules()
-	if !c.synced || len(c.last.Chains)+len(want.Chains) > 0 {
-		if err := c.cfg.Network.Apply(ctx, knftables.IPv4Family, c.cfg.Section, want); err != nil {
+	for i, self := range c.cfg.Families {
+		m, err := compile(o, self)
+		if err != nil && i == 0 { // the same in each
+			c.cfg.Log.Error("a network policy is not readable: that part of it allows nothing", "error", err)
+		}
+		if err := c.write(ctx, m); err != nil {
 			return err
 		}
 	}
-	// Only now: a flow that is ended earlier would be let through again by the old rules.
-	if !c.synced && len(want.Chains) > 0 || narrower(c.last, want) {
-		c.end(m)
-	}
-	c.last, c.synced = want, true
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.applied = mine
 	close(c.done)
 	c.done = make(chan struct{})
+	return nil
+}
+
+// write brings one family's rules to the model, and ends what it does not allow any more.
+func (c *Controller) write(ctx context.Context, m model) error {
+	last, synced := c.last[m.family]
+	want := m.rules()
+	if !synced || len(last.Chains)+len(want.Chains) > 0 {
+		if err := c.cfg.Network.Apply(ctx, m.family, c.cfg.Section, want); err != nil {
+			return err
+		}
+	}
+	// Only now: a flow that is ended earlier would be let through again by the old rules.
+	if !synced && len(want.Chains) > 0 || narrower(last, want) {
+		c.end(m)
+	}
+	c.last[m.family] = want
 	return nil
 }
 
@@ -231,10 +241,7 @@ func (c *Controller) read() (o objects, err error) {
 	if o.namespaces, err = c.cfg.Namespaces.Lister().List(labels.Everything()); err != nil {
 		return o, err
 	}
-	o.local = map[string]netip.Addr{}
-	for uid, addrs := range c.cfg.Network.Addresses() {
-		o.local[uid] = addrs[0]
-	}
+	o.local = c.cfg.Network.Addresses()
 	o.pods, err = c.cfg.Pods.Lister().List(labels.Everything())
 	return o, err
 }
@@ -264,7 +271,7 @@ func (c *Controller) end(m model) {
 		c.cfg.Log.Warn("connections that are not allowed any more could not be ended", "error", err)
 		return
 	}
-	n, err := conntrack.Delete(disallowed{model: m, machine: machine})
+	n, err := conntrack.Delete(m.family, disallowed{model: m, machine: machine})
 	switch {
 	case errors.Is(err, conntrack.ErrUnavailable):
 		if !c.noConntrackSaid {

@@ -24,14 +24,28 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/nft"
 )
 
-// Self is what the rules need to know of the peer they are for.
+// Self is what the rules of one IP family need to know of the peer they are for. The
+// family is that of DNS.
 type Self struct {
 	Node string     // the peer's name
 	DNS  netip.Addr // the cluster DNS, answered by the peer itself
+}
+
+func (s Self) family() knftables.Family { return nft.FamilyOf(s.DNS) }
+
+// pick is the first of the addresses that is of the family, zero if none is.
+func (s Self) pick(all []netip.Addr) netip.Addr {
+	for _, a := range all {
+		if nft.FamilyOf(a) == s.family() {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // objects is what everything is computed from.
@@ -41,7 +55,7 @@ type objects struct {
 	namespaces []*corev1.Namespace
 	// local are the addresses of this peer's pods by UID. They count, not those of the
 	// API, which come later and stay longer.
-	local map[string]netip.Addr
+	local map[string][]netip.Addr
 }
 
 // direction is which end of a connection the selected pods are.
@@ -52,8 +66,9 @@ const (
 	egress  direction = "egress"
 )
 
-// model is the policies as far as this peer has to enforce them.
+// model is the policies as far as this peer has to enforce them, in one IP family.
 type model struct {
+	family knftables.Family
 	// isolated has, for each direction, the pods of this peer that a policy selects,
 	// each with the policies that do. What none of them allows is refused.
 	isolated map[direction]map[netip.Addr][]*side
@@ -105,12 +120,12 @@ type member struct {
 	local bool
 }
 
-// compile computes the model. What of a policy cannot be read allows nothing, and is in
+// compile computes the model of self's family. What of a policy cannot be read allows nothing, and is in
 // the error; the model is good nevertheless.
 func compile(o objects, self Self) (model, error) {
 	var errs []error
-	m := model{dns: self.DNS, isolated: map[direction]map[netip.Addr][]*side{ingress: {}, egress: {}}}
-	c := compiler{members: members(o, self), namespaces: map[string]labels.Set{}}
+	m := model{family: self.family(), dns: self.DNS, isolated: map[direction]map[netip.Addr][]*side{ingress: {}, egress: {}}}
+	c := compiler{family: self.family(), members: members(o, self), namespaces: map[string]labels.Set{}}
 	for _, ns := range o.namespaces {
 		c.namespaces[ns.Name] = ns.Labels
 	}
@@ -154,9 +169,9 @@ func members(o objects, self Self) []member {
 		}
 		m := member{Pod: pod}
 		if pod.Spec.NodeName == self.Node {
-			m.addr, m.local = o.local[string(pod.UID)], true
+			m.addr, m.local = self.pick(o.local[string(pod.UID)]), true
 		} else if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
-			m.addr = address(pod)
+			m.addr = self.pick(addresses(pod))
 		}
 		if m.addr.IsValid() {
 			out = append(out, m)
@@ -168,13 +183,13 @@ func members(o objects, self Self) []member {
 	return out
 }
 
-func address(pod *corev1.Pod) netip.Addr {
+func addresses(pod *corev1.Pod) (out []netip.Addr) {
 	for _, ip := range pod.Status.PodIPs {
-		if a, err := netip.ParseAddr(ip.IP); err == nil && a.Is4() {
-			return a
+		if a, err := netip.ParseAddr(ip.IP); err == nil {
+			out = append(out, a)
 		}
 	}
-	return netip.Addr{}
+	return out
 }
 
 func applies(p *networkingv1.NetworkPolicy, dir direction) bool {
@@ -191,6 +206,7 @@ func applies(p *networkingv1.NetworkPolicy, dir direction) bool {
 
 // compiler has what the rules of all policies refer to.
 type compiler struct {
+	family     knftables.Family
 	members    []member
 	namespaces map[string]labels.Set
 }
@@ -234,7 +250,7 @@ func (c compiler) allow(namespace string, peers []networkingv1.NetworkPolicyPeer
 	var found []member
 	for _, peer := range peers {
 		if peer.IPBlock != nil {
-			b, ok, err := blockOf(peer.IPBlock)
+			b, ok, err := blockOf(peer.IPBlock, c.family)
 			if err != nil {
 				return allow{}, err
 			}
@@ -294,8 +310,8 @@ func (c compiler) matching(namespace string, peer networkingv1.NetworkPolicyPeer
 	return out, nil
 }
 
-// blockOf reads an ipBlock; ok is false for one of the other address family.
-func blockOf(b *networkingv1.IPBlock) (out block, ok bool, err error) {
+// blockOf reads an ipBlock; ok is false for one of another family.
+func blockOf(b *networkingv1.IPBlock, family knftables.Family) (out block, ok bool, err error) {
 	if out.in, err = netip.ParsePrefix(b.CIDR); err != nil {
 		return block{}, false, err
 	}
@@ -307,7 +323,7 @@ func blockOf(b *networkingv1.IPBlock) (out block, ok bool, err error) {
 		out.except = append(out.except, p.Masked())
 	}
 	out.in, out.except = out.in.Masked(), nft.Outermost(out.except)
-	return out, out.in.Addr().Is4(), nil
+	return out, nft.FamilyOf(out.in.Addr()) == family, nil
 }
 
 // rangeOf reads a port by number, or none at all; ok is false for one by name.

@@ -11,16 +11,33 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/knftables"
 	"sigs.k8s.io/yaml"
 )
 
-var self = Self{Node: "here", DNS: netip.MustParseAddr("10.43.0.10")}
+var (
+	self  = Self{Node: "here", DNS: netip.MustParseAddr("10.43.0.10")}
+	self6 = Self{Node: "here", DNS: netip.MustParseAddr("fd43::a")}
+	other = strings.NewReplacer("0.0.0.0/0", "'::/0'", "10.42.0.0/16", "'fd42::/56'", "fd00::/8", "10.0.0.0/8")
+)
+
+// second is the IPv6 address that goes with an IPv4 one.
+func second(v4 string) string {
+	a := netip.MustParseAddr(v4).As4()
+	switch {
+	case v4 == self.DNS.String():
+		return self6.DNS.String()
+	case a[0] == 10:
+		return fmt.Sprintf("fd42:0:0:%x::%x", a[2], a[3])
+	}
+	return fmt.Sprintf("fd77::%x:%x", a[0], a[3])
+}
 
 // world has, in namespace shop, pods a (here, 10.42.1.2, port web) and b (there, 10.42.2.2,
 // port web), in desk pod c (there, 10.42.2.3), and h in the host's network of there.
 func world(t *testing.T, policies ...string) objects {
 	t.Helper()
-	o := objects{local: map[string]netip.Addr{"a": netip.MustParseAddr("10.42.1.2")}}
+	o := objects{local: map[string][]netip.Addr{"a": {netip.MustParseAddr("10.42.1.2"), netip.MustParseAddr("fd42:0:0:1::2")}}}
 	for _, ns := range []string{"shop", "desk"} {
 		o.namespaces = append(o.namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns, Labels: map[string]string{"name": ns}}})
 	}
@@ -35,7 +52,7 @@ func world(t *testing.T, policies ...string) objects {
 			pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "web", ContainerPort: p.port}}
 		}
 		if p.addr != "" {
-			pod.Status.PodIPs = []corev1.PodIP{{IP: p.addr}}
+			pod.Status.PodIPs = []corev1.PodIP{{IP: p.addr}, {IP: second(p.addr)}}
 		}
 		o.pods = append(o.pods, pod)
 	}
@@ -97,13 +114,24 @@ func TestFlows(t *testing.T) {
 		{"a block that is not readable", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: nonsense}}]}]}", in(outgoing...)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m, err := compile(world(t, c.spec), self)
-			if (err != nil) != strings.Contains(c.spec, "nonsense") {
-				t.Fatal(err)
-			}
-			for _, text := range flows {
-				if got, want := m.allows(parse(text)), slices.Contains(c.allowed, text); got != want {
-					t.Errorf("%s is allowed: %v, want %v", text, got, want)
+			// In both families alike, each pod under its address of it.
+			for _, self := range []Self{self, self6} {
+				spec := c.spec
+				if self.family() == knftables.IPv6Family {
+					spec = other.Replace(spec)
+				}
+				m, err := compile(world(t, spec), self)
+				if (err != nil) != strings.Contains(c.spec, "nonsense") {
+					t.Fatal(err)
+				}
+				for _, text := range flows {
+					f := parse(text)
+					if self.family() == knftables.IPv6Family {
+						f.from, f.to = netip.MustParseAddr(second(f.from.String())), netip.MustParseAddr(second(f.to.String()))
+					}
+					if got, want := m.allows(f), slices.Contains(c.allowed, text); got != want {
+						t.Errorf("%s: %s is allowed: %v, want %v", self.family(), text, got, want)
+					}
 				}
 			}
 		})

@@ -26,10 +26,10 @@ func (m model) rules() nft.State {
 		return nft.Chain{Hook: &nft.Hook{Type: knftables.FilterType, Hook: at, Priority: priority}, Rules: rules}
 	}
 	const known = "ct state established,related accept"
-	s.Chains["policy-egress-forward"] = hook(knftables.ForwardHook, "1", known, "jump policy-strays", "ip saddr vmap @policy-egress")
-	s.Chains["policy-egress-input"] = hook(knftables.InputHook, "1", known,
-		fmt.Sprintf("ip daddr %s meta l4proto { tcp, udp } th dport 53 accept", m.dns), "ip saddr vmap @policy-egress")
-	s.Chains["policy-ingress-forward"] = hook(knftables.ForwardHook, "2", known, "ip daddr vmap @policy-ingress")
+	s.Chains["policy-egress-forward"] = hook(knftables.ForwardHook, "1", known, "jump policy-strays", m.ip("saddr vmap @policy-egress"))
+	s.Chains["policy-egress-input"] = hook(knftables.InputHook, "1", append(m.exempt(), known,
+		m.ip(fmt.Sprintf("daddr %s meta l4proto { tcp, udp } th dport 53 accept", m.dns)), m.ip("saddr vmap @policy-egress"))...)
+	s.Chains["policy-ingress-forward"] = hook(knftables.ForwardHook, "2", known, m.ip("daddr vmap @policy-ingress"))
 
 	// A connection that was ended because it is not allowed any more must not come back
 	// by a packet from its middle, least of all by one of the end that may talk.
@@ -37,29 +37,42 @@ func (m model) rules() nft.State {
 		"meta l4proto != tcp return",
 		"ct state != new return",
 		"tcp flags & (fin | syn | rst | ack) == syn return",
-		"ip saddr @policy-pods reject with tcp reset",
-		"ip daddr @policy-pods reject with tcp reset",
+		m.ip("saddr @policy-pods reject with tcp reset"),
+		m.ip("daddr @policy-pods reject with tcp reset"),
 	}}
-	s.Chains["policy-refuse"] = nft.Chain{Rules: []string{"meta l4proto tcp reject with tcp reset", "reject with icmp admin-prohibited"}}
+	icmp := map[knftables.Family]string{knftables.IPv4Family: "icmp", knftables.IPv6Family: "icmpv6"}[m.family]
+	s.Chains["policy-refuse"] = nft.Chain{Rules: []string{"meta l4proto tcp reject with tcp reset", "reject with " + icmp + " admin-prohibited"}}
 	pods := map[string]string{}
 	for _, dir := range []direction{ingress, egress} {
 		elements := map[string]string{}
 		for addr, sides := range m.isolated[dir] {
-			chain := fmt.Sprintf("policy-%s-%s", dir, addr)
+			chain := fmt.Sprintf("policy-%s-%s", dir, nft.Name(addr))
 			elements[addr.String()], pods[addr.String()] = "goto "+chain, ""
-			s.Chains[chain] = nft.Chain{Rules: podRules(addr, dir, sides)}
+			s.Chains[chain] = nft.Chain{Rules: m.podRules(addr, dir, sides)}
 			for _, side := range sides {
-				side.write(s)
+				side.write(m.family, s)
 			}
 		}
-		s.Sets["policy-"+string(dir)] = nft.Set{Map: true, Type: "ipv4_addr : verdict", Elements: elements}
+		s.Sets["policy-"+string(dir)] = nft.Set{Map: true, Type: nft.AddressType(m.family) + " : verdict", Elements: elements}
 	}
-	s.Sets["policy-pods"] = nft.Set{Type: "ipv4_addr", Elements: pods}
+	s.Sets["policy-pods"] = nft.Set{Type: nft.AddressType(m.family), Elements: pods}
 	return s
 }
 
-func podRules(addr netip.Addr, dir direction, sides []*side) []string {
-	rules := []string{fmt.Sprintf("%s %s accept", otherEnd(dir), addr)} // a pod reaches itself
+// ip begins a match of the network header.
+func (m model) ip(match string) string { return string(m.family) + " " + match }
+
+// exempt is what a pod and its machine cannot do without, whatever the policies: IPv6 finds
+// out by ICMP whether a neighbour is still there (RFC 4861).
+func (m model) exempt() []string {
+	if m.family == knftables.IPv4Family {
+		return nil
+	}
+	return []string{"icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept"}
+}
+
+func (m model) podRules(addr netip.Addr, dir direction, sides []*side) []string {
+	rules := []string{fmt.Sprintf("%s %s accept", otherEnd(m.family, dir), addr)} // a pod reaches itself
 	for _, s := range sides {
 		rules = append(rules, "jump policy-"+s.name)
 	}
@@ -67,22 +80,22 @@ func podRules(addr netip.Addr, dir direction, sides []*side) []string {
 }
 
 // otherEnd is the address of who is not selected.
-func otherEnd(dir direction) string {
+func otherEnd(family knftables.Family, dir direction) string {
 	if dir == ingress {
-		return "ip saddr"
+		return string(family) + " saddr"
 	}
-	return "ip daddr"
+	return string(family) + " daddr"
 }
 
-func (s *side) write(to nft.State) {
+func (s *side) write(family knftables.Family, to nft.State) {
 	chain := "policy-" + s.name
 	if _, done := to.Chains[chain]; done {
 		return
 	}
 	var rules []string
 	for i, a := range s.allows {
-		for _, peer := range s.peers(to, i, a) {
-			for _, port := range s.ports(to, i, a) {
+		for _, peer := range s.peers(family, to, i, a) {
+			for _, port := range s.ports(family, to, i, a) {
 				rules = append(rules, strings.Join(strings.Fields(peer+" "+port+" accept"), " "))
 			}
 		}
@@ -91,18 +104,18 @@ func (s *side) write(to nft.State) {
 }
 
 // peers are the matches of whom the rule lets through; "" is everybody.
-func (s *side) peers(to nft.State, i int, a allow) (out []string) {
+func (s *side) peers(family knftables.Family, to nft.State, i int, a allow) (out []string) {
 	if a.everyone {
 		return []string{""}
 	}
-	other := otherEnd(s.dir)
+	other := otherEnd(family, s.dir)
 	if a.selected {
 		set := fmt.Sprintf("policy-peers-%s-%d", s.name, i)
 		elements := map[string]string{}
 		for addr := range a.pods {
 			elements[addr.String()] = ""
 		}
-		to.Sets[set] = nft.Set{Type: "ipv4_addr", Elements: elements}
+		to.Sets[set] = nft.Set{Type: nft.AddressType(family), Elements: elements}
 		out = append(out, other+" @"+set)
 	}
 	for _, b := range a.blocks {
@@ -123,7 +136,7 @@ func (s *side) peers(to nft.State, i int, a allow) (out []string) {
 }
 
 // ports are the matches of the ports that the rule lets through; "" is every one.
-func (s *side) ports(to nft.State, i int, a allow) (out []string) {
+func (s *side) ports(family knftables.Family, to nft.State, i int, a allow) (out []string) {
 	if a.everyPort {
 		return []string{""}
 	}
@@ -144,8 +157,8 @@ func (s *side) ports(to nft.State, i int, a allow) (out []string) {
 		for t := range a.targets {
 			elements[fmt.Sprintf("%s . %s . %d", t.addr, t.proto, t.port)] = ""
 		}
-		to.Sets[set] = nft.Set{Type: "ipv4_addr . inet_proto . inet_service", Elements: elements}
-		out = append(out, "ip daddr . meta l4proto . th dport @"+set)
+		to.Sets[set] = nft.Set{Type: nft.AddressType(family) + " . inet_proto . inet_service", Elements: elements}
+		out = append(out, string(family)+" daddr . meta l4proto . th dport @"+set)
 	}
 	return out
 }

@@ -8,21 +8,26 @@ import (
 	"github.com/rundigitalplatform/rookery/network/nft"
 )
 
-// base is the part of the table that is there with no Service at all: one
+// base is the part of the family's table that is there with no Service at all: one
 // look-up for each new connection, however many Services there are.
 func base(self Self) nft.State {
 	s := nft.NewState()
-	s.Sets["service-ips"] = nft.Set{Map: true, Type: "ipv4_addr . inet_proto . inet_service : verdict", Elements: map[string]string{}}
+	ip, address := self.family(), nft.AddressType(self.family())
+	loopback := "127.0.0.0/8"
+	if ip == knftables.IPv6Family {
+		loopback = "{ ::1 , fe80::/10 }" // a link-local address is not for a packet that is sent on, either
+	}
+	s.Sets["service-ips"] = nft.Set{Map: true, Type: address + " . inet_proto . inet_service : verdict", Elements: map[string]string{}}
 	s.Sets["service-nodeports"] = nft.Set{Map: true, Type: "inet_proto . inet_service : verdict", Elements: map[string]string{}}
 	s.Sets["nodeport-rejects"] = nft.Set{Type: "inet_proto . inet_service", Elements: map[string]string{}}
 
-	s.Sets["balancer-ips"] = nft.Set{Type: "ipv4_addr", Elements: map[string]string{}}
+	s.Sets["balancer-ips"] = nft.Set{Type: address, Elements: map[string]string{}}
 
 	s.Chains["services"] = nft.Chain{Rules: []string{
-		"ip daddr . meta l4proto . th dport vmap @service-ips",
+		fmt.Sprintf("%s daddr . meta l4proto . th dport vmap @service-ips", ip),
 		// Every address of the machine, but not loopback: a packet with a loopback
 		// address must not leave the machine.
-		"fib daddr type local ip daddr != 127.0.0.0/8 meta l4proto . th dport vmap @service-nodeports",
+		fmt.Sprintf("fib daddr type local %s daddr != %s meta l4proto . th dport vmap @service-nodeports", ip, loopback),
 	}}
 	hook := func(kind knftables.BaseChainType, at knftables.BaseChainHook, priority knftables.BaseChainPriority) *nft.Hook {
 		return &nft.Hook{Type: kind, Hook: at, Priority: priority}
@@ -34,9 +39,9 @@ func base(self Self) nft.State {
 	// A packet that still has a service address after the look-up goes to no
 	// endpoint: there is none, or no such Service, or no such port.
 	s.Chains["refuse"] = nft.Chain{Rules: []string{"meta l4proto tcp reject with tcp reset", "reject"}}
-	refuse := fmt.Sprintf("ip daddr %s ip daddr != %s goto refuse", self.ServiceCIDR.Masked(), self.DNS)
+	refuse := fmt.Sprintf("%s daddr %s %s daddr != %s goto refuse", ip, self.ServiceCIDR.Masked(), ip, self.DNS)
 	// Nor does one with a load balancer's address, which would leave the machine again.
-	const balancer = "ip daddr @balancer-ips goto refuse"
+	balancer := fmt.Sprintf("%s daddr @balancer-ips goto refuse", ip)
 	s.Chains["filter-forward"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority), Rules: []string{refuse, balancer}}
 	s.Chains["filter-output"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.OutputHook, knftables.FilterPriority), Rules: []string{refuse, balancer}}
 	s.Chains["filter-input"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.InputHook, knftables.FilterPriority), Rules: []string{

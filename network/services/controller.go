@@ -44,8 +44,9 @@ type Config struct {
 	Split   func(*corev1.Service) *Split
 	Rules   Rules
 	Section string // of Rules
-	Self    Self   // its Zone is not looked at
-	Log     *slog.Logger
+	// Families are the cluster's IP families, one or two; their Zones are not looked at.
+	Families []Self
+	Log      *slog.Logger
 }
 
 // Controller keeps the rules equal to the Services.
@@ -55,12 +56,18 @@ type Controller struct {
 	more  chan struct{} // only endpoints came
 
 	// The rest belongs to Run.
-	computer        computer
-	last            table
+	families        []family
 	health          healthPorts
 	unanswered      bool // a port of health could not be opened
 	lastSync        time.Time
 	noConntrackSaid bool
+}
+
+// family is what the controller knows of one IP family.
+type family struct {
+	self     Self
+	computer computer
+	last     table
 }
 
 // New returns a controller that does nothing until Run.
@@ -69,7 +76,10 @@ func New(cfg Config) *Controller {
 		cfg.Alive = func(string) bool { return true }
 	}
 	c := &Controller{cfg: cfg, dirty: make(chan struct{}, 1), more: make(chan struct{}, 1)}
-	c.health = healthPorts{log: cfg.Log, open: map[uint16]*healthPort{}, died: func() { time.AfterFunc(retryMax, func() { notify(c.dirty) }) }}
+	for _, self := range cfg.Families {
+		c.families = append(c.families, family{self: self})
+	}
+	c.health = healthPorts{log: cfg.Log, network: listenOn(cfg.Families), open: map[uint16]*healthPort{}, died: func() { time.AfterFunc(retryMax, func() { notify(c.dirty) }) }}
 	return c
 }
 
@@ -216,27 +226,46 @@ func (c *Controller) sync(ctx context.Context) error {
 	}
 	sortByName(services)
 	sortByName(endpointSlices)
-	self := c.cfg.Self
+	zone := ""
 	if c.cfg.Zone != nil {
-		self.Zone = c.cfg.Zone()
+		zone = c.cfg.Zone()
 	}
-	want := c.computer.desired(services, endpointSlices, c.cfg.Split, c.cfg.Alive, self)
-	if err := c.cfg.Rules.Apply(ctx, knftables.IPv4Family, c.cfg.Section, want.rules); err != nil {
+	answers := map[uint16]health{}
+	var errs []error
+	for i := range c.families {
+		f := &c.families[i]
+		self := f.self
+		self.Zone = zone
+		want := f.computer.desired(services, endpointSlices, c.cfg.Split, c.cfg.Alive, self)
+		if err := c.cfg.Rules.Apply(ctx, self.family(), c.cfg.Section, want.rules); err != nil {
+			errs = append(errs, err)
+			continue // the other family is not to wait for it
+		}
+		// Only now: a flow that is forgotten earlier would be made again by the old rules.
+		if flows := stale(f.last, want); flows != nil {
+			c.forget(self.family(), flows)
+		}
+		f.last = want
+	}
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	// Only now: a flow that is forgotten earlier would be made again by the old rules.
-	if flows := stale(c.last, want); flows != nil {
-		c.forget(flows)
+	for _, f := range c.families {
+		for port, h := range f.last.health {
+			if h.LocalEndpoints >= answers[port].LocalEndpoints {
+				answers[port] = h
+			}
+		}
 	}
-	c.unanswered = !c.health.set(want.health)
-	c.last, c.lastSync = want, time.Now()
+	c.unanswered = !c.health.set(answers)
+	c.lastSync = time.Now()
 	c.cfg.Log.Debug("service rules are current", "services", len(services), "took", c.lastSync.Sub(start))
 	return nil
 }
 
 // forget deletes flows. A failure is no reason to write the rules again.
-func (c *Controller) forget(flows *staleFlows) {
-	n, err := conntrack.Delete(flows)
+func (c *Controller) forget(family knftables.Family, flows *staleFlows) {
+	n, err := conntrack.Delete(family, flows)
 	switch {
 	case errors.Is(err, conntrack.ErrUnavailable):
 		if !c.noConntrackSaid {

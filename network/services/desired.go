@@ -19,11 +19,13 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/nft"
 )
 
-// Self is what the rules need to know of the peer they are for.
+// Self is what the rules of one IP family need to know of the peer they are for. The
+// family is that of ServiceCIDR.
 type Self struct {
 	Node        string // the peer's name
 	ClusterCIDR netip.Prefix
@@ -31,6 +33,11 @@ type Self struct {
 	DNS         netip.Addr // in ServiceCIDR, answered by the peer itself and never balanced
 	Zone        string     // of the peer's Node (topology.kubernetes.io/zone); "" for none
 }
+
+func (s Self) family() knftables.Family { return nft.FamilyOf(s.ServiceCIDR.Addr()) }
+
+// has tells whether an address is of the family.
+func (s Self) has(a netip.Addr) bool { return a.IsValid() && nft.FamilyOf(a) == s.family() }
 
 // frontend is where clients connect to; the address is zero for a NodePort.
 type frontend struct {
@@ -48,12 +55,12 @@ type table struct {
 	health map[uint16]health // by healthCheckNodePort
 }
 
-// desired computes the table. It is pure; alive is asked for other nodes only.
+// desired computes the table of self's family. It is pure; alive is asked for other nodes only.
 func desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
 	return (&computer{}).desired(services, endpointSlices, split, alive, self)
 }
 
-// computer computes tables, and remembers what a Service came to as long as nothing that
+// computer computes tables of one family, and remembers what a Service came to as long as nothing that
 // it was computed from has changed. The zero value is ready.
 type computer struct {
 	known map[string]part // by namespace/name
@@ -92,7 +99,7 @@ func (c *computer) desired(services []*corev1.Service, endpointSlices []*discove
 	}
 	known := make(map[string]part, len(services))
 	for _, svc := range services {
-		if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == "" || svc.Spec.ClusterIP == corev1.ClusterIPNone {
+		if svc.Spec.Type == corev1.ServiceTypeExternalName || len(self.clusterIPs(svc)) == 0 {
 			continue
 		}
 		key := svc.Namespace + "/" + svc.Name
@@ -218,17 +225,20 @@ func (p *svcPort) write(all []endpoint) {
 	p.balance("cluster-"+p.name, cluster)
 	p.balance("local-"+p.name, local)
 	p.t.rules.Chains[externalChain] = nft.Chain{Rules: []string{
-		fmt.Sprintf("ip saddr %s goto cluster-%s", p.self.ClusterCIDR.Masked(), p.name),
+		fmt.Sprintf("%s saddr %s goto cluster-%s", p.ip(), p.self.ClusterCIDR.Masked(), p.name),
 		"fib saddr type local goto cluster-" + p.name,
 		"goto local-" + p.name,
 	}}
 }
 
+// ip is the family as rules have it.
+func (p *svcPort) ip() knftables.Family { return p.self.family() }
+
 func (p *svcPort) hasExternal() bool { return p.port.NodePort != 0 || len(p.externalAddrs()) > 0 }
 
 // externalAddrs are the addresses outside the service range that lead to the Service.
 func (p *svcPort) externalAddrs() []netip.Addr {
-	return append(addrs(p.svc.Spec.ExternalIPs), p.balancerAddrs()...)
+	return append(p.self.addrs(p.svc.Spec.ExternalIPs), p.balancerAddrs()...)
 }
 
 // balancerAddrs are those that a load balancer gave the Service.
@@ -239,36 +249,37 @@ func (p *svcPort) balancerAddrs() []netip.Addr {
 			texts = append(texts, in.IP)
 		}
 	}
-	return addrs(texts)
+	return p.self.addrs(texts)
 }
 
-func addrs(texts []string) (out []netip.Addr) {
+// addrs are those of the family.
+func (s Self) addrs(texts []string) (out []netip.Addr) {
 	for _, text := range texts {
-		if a, err := netip.ParseAddr(text); err == nil && a.Is4() {
+		if a, err := netip.ParseAddr(text); err == nil && s.has(a) {
 			out = append(out, a)
 		}
 	}
 	return out
 }
 
-func (p *svcPort) clusterAddrs() (out []netip.Addr) {
-	ips := p.svc.Spec.ClusterIPs
+func (p *svcPort) clusterAddrs() []netip.Addr {
+	return slices.DeleteFunc(p.self.clusterIPs(p.svc), func(a netip.Addr) bool { return a == p.self.DNS })
+}
+
+// clusterIPs are the Service's of the family; none if it is not of the family.
+func (s Self) clusterIPs(svc *corev1.Service) []netip.Addr {
+	ips := svc.Spec.ClusterIPs
 	if len(ips) == 0 {
-		ips = []string{p.svc.Spec.ClusterIP}
+		ips = []string{svc.Spec.ClusterIP}
 	}
-	for _, a := range addrs(ips) {
-		if a != p.self.DNS {
-			out = append(out, a)
-		}
-	}
-	return out
+	return s.addrs(ips)
 }
 
 func (p *svcPort) frontends(internal, external string) {
 	for _, a := range p.clusterAddrs() {
 		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+internal)
 	}
-	for _, a := range addrs(p.svc.Spec.ExternalIPs) {
+	for _, a := range p.self.addrs(p.svc.Spec.ExternalIPs) {
 		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+external)
 	}
 	balancer := external
@@ -276,7 +287,7 @@ func (p *svcPort) frontends(internal, external string) {
 		balancer = "sources-" + p.name
 		var rules []string
 		if len(ranges) > 0 {
-			rules = append(rules, fmt.Sprintf("ip saddr { %s } goto %s", strings.Join(ranges, " , "), external))
+			rules = append(rules, fmt.Sprintf("%s saddr { %s } goto %s", p.ip(), strings.Join(ranges, " , "), external))
 		}
 		p.t.rules.Chains[balancer] = nft.Chain{Rules: append(rules, "drop")}
 	}
@@ -288,12 +299,12 @@ func (p *svcPort) frontends(internal, external string) {
 	}
 }
 
-// sources are the IPv4 ranges that may use the load balancer's addresses, without those
+// sources are the family's ranges that may use the load balancer's addresses, without those
 // that lie within another.
 func (p *svcPort) sources() (out []string) {
 	var all []netip.Prefix
 	for _, text := range p.svc.Spec.LoadBalancerSourceRanges {
-		if r, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil && r.Addr().Is4() {
+		if r, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil && p.self.has(r.Addr()) {
 			all = append(all, r.Masked())
 		}
 	}
@@ -370,7 +381,7 @@ func (p *svcPort) even(to []endpoint) []string {
 		return []string{fmt.Sprintf("meta l4proto %s dnat to %s", p.proto, to[0].at)}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "meta l4proto %s dnat ip addr . port to numgen random mod %d map {", p.proto, len(to))
+	fmt.Fprintf(&b, "meta l4proto %s dnat %s addr . port to numgen random mod %d map {", p.proto, p.ip(), len(to))
 	for i, e := range to {
 		fmt.Fprintf(&b, "%s %d : %s . %d", comma(i), i, e.at.Addr(), e.at.Port())
 	}
@@ -397,16 +408,16 @@ func (p *svcPort) clients(to []endpoint) (chains, rules []string) {
 		timeout = *c.ClientIP.TimeoutSeconds
 	}
 	for _, e := range to {
-		id := fmt.Sprintf("%s__%s/%d", p.name, e.at.Addr(), e.at.Port())
+		id := fmt.Sprintf("%s__%s/%d", p.name, nft.Name(e.at.Addr()), e.at.Port())
 		// A set cannot change its timeout, so another timeout is another set.
 		set := fmt.Sprintf("affinity-%s-%d", id, timeout)
-		p.t.rules.Sets[set] = nft.Set{Type: "ipv4_addr", Timeout: time.Duration(timeout) * time.Second}
+		p.t.rules.Sets[set] = nft.Set{Type: nft.AddressType(p.self.family()), Timeout: time.Duration(timeout) * time.Second}
 		p.t.rules.Chains["endpoint-"+id] = nft.Chain{Rules: []string{
-			fmt.Sprintf("update @%s { ip saddr }", set),
+			fmt.Sprintf("update @%s { %s saddr }", set, p.ip()),
 			fmt.Sprintf("meta l4proto %s dnat to %s", p.proto, e.at),
 		}}
 		chains = append(chains, "endpoint-"+id)
-		rules = append(rules, fmt.Sprintf("ip saddr @%s goto endpoint-%s", set, id))
+		rules = append(rules, fmt.Sprintf("%s saddr @%s goto endpoint-%s", p.ip(), set, id))
 	}
 	return chains, rules
 }

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +21,56 @@ import (
 
 func self() Self {
 	return Self{Node: "here", ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), DNS: netip.MustParseAddr("10.43.0.10")}
+}
+
+func self6() Self {
+	return Self{Node: "here", ClusterCIDR: netip.MustParsePrefix("fd42::/56"), ServiceCIDR: netip.MustParsePrefix("fd43::/112"), DNS: netip.MustParseAddr("fd43::a")}
+}
+
+// six is the IPv6 address that goes with an IPv4 one of the tests.
+func six(v4 string) string {
+	a := netip.MustParseAddr(v4).As4()
+	switch {
+	case a[0] == 10 && a[1] == 42:
+		return fmt.Sprintf("fd42:0:0:%x::%x", a[2], a[3])
+	case a[0] == 10:
+		return netip.MustParseAddr(fmt.Sprintf("fd43::%x:%x", a[2], a[3])).String()
+	}
+	return fmt.Sprintf("2001:db8::%x:%x", a[0], a[3])
+}
+
+// sixText turns the addresses in rules into those of IPv6.
+func sixText(text string) string {
+	text = strings.NewReplacer("10.42.0.0/16", "fd42::/56", "ip saddr", "ip6 saddr", "ip daddr", "ip6 daddr", "ip addr", "ip6 addr", "ipv4_addr", "ipv6_addr").Replace(text)
+	return v4.ReplaceAllStringFunc(text, func(m string) string {
+		parts := v4.FindStringSubmatch(m)
+		switch before, addr, port := parts[1], six(parts[2]), parts[3]; {
+		case before == "__":
+			return before + strings.ReplaceAll(addr, ":", "_") + port
+		case port != "":
+			return before + "[" + addr + "]" + port
+		default:
+			return before + addr
+		}
+	})
+}
+
+var v4 = regexp.MustCompile(`(__|\b)(\d+\.\d+\.\d+\.\d+)(:\d+)?`)
+
+// dual gives a Service its IPv6 address as well, and a slice its counterpart of IPv6.
+func dual(svc *corev1.Service, of *discoveryv1.EndpointSlice) (*corev1.Service, []*discoveryv1.EndpointSlice) {
+	if svc != nil && svc.Spec.ClusterIP != corev1.ClusterIPNone {
+		svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP, six(svc.Spec.ClusterIP)}
+	}
+	if of == nil {
+		return svc, nil
+	}
+	second := of.DeepCopy()
+	second.Name, second.AddressType = of.Name+"6", discoveryv1.AddressTypeIPv6
+	for i := range second.Endpoints {
+		second.Endpoints[i].Addresses[0] = six(second.Endpoints[i].Addresses[0])
+	}
+	return svc, []*discoveryv1.EndpointSlice{of, second}
 }
 
 // service reads "ns/name ip port[/nodePort][/udp] [option…]".
@@ -92,15 +144,15 @@ func slice(t testing.TB, proto corev1.Protocol, text string) *discoveryv1.Endpoi
 func alive(node string) bool { return !strings.HasPrefix(node, "dead") }
 
 // render is what desired adds to the base, as nft text.
-func render(t testing.TB, state nft.State) []string {
+func render(t testing.TB, family knftables.Family, state nft.State) []string {
 	t.Helper()
-	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
+	fake := knftables.NewFake(family, "rookery")
 	if err := nft.New(fake, slog.New(slog.DiscardHandler)).Set(t.Context(), "services", state); err != nil {
 		t.Fatal(err)
 	}
 	var out []string
 	for line := range strings.Lines(fake.Dump()) {
-		line = strings.TrimSpace(strings.ReplaceAll(line, "ip rookery ", ""))
+		line = strings.TrimSpace(strings.ReplaceAll(line, string(family)+" rookery ", ""))
 		if i := strings.Index(line, ` comment "v1:`); i > 0 {
 			line = line[:i]
 		}
@@ -112,7 +164,6 @@ func render(t testing.TB, state nft.State) []string {
 }
 
 func TestDesired(t *testing.T) {
-	empty := render(t, desired(nil, nil, nil, alive, self()).rules)
 	for _, test := range []struct {
 		name, service, slice string
 		want                 string
@@ -158,20 +209,45 @@ func TestDesired(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			svc := service(t, test.service)
-			got := render(t, desired([]*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice(t, svc.Spec.Ports[0].Protocol, test.slice)}, nil, alive, self()).rules)
-			got = slices.DeleteFunc(got, func(line string) bool { return slices.Contains(empty, line) })
-			var want []string
-			for line := range strings.Lines(test.want) {
-				if line = strings.TrimSpace(line); line != "" {
-					want = append(want, line)
+			svc, of := dual(svc, slice(t, svc.Spec.Ports[0].Protocol, test.slice))
+			for _, self := range []Self{self(), self6()} {
+				got := render(t, self.family(), desired([]*corev1.Service{svc}, of, nil, alive, self).rules)
+				empty := render(t, self.family(), desired(nil, nil, nil, alive, self).rules)
+				got = slices.DeleteFunc(got, func(line string) bool { return slices.Contains(empty, line) })
+				wanted := test.want
+				if self.family() == knftables.IPv6Family {
+					wanted = sixText(wanted)
+				}
+				var want []string
+				for line := range strings.Lines(wanted) {
+					if line = strings.TrimSpace(line); line != "" {
+						want = append(want, line)
+					}
+				}
+				slices.Sort(got)
+				slices.Sort(want)
+				if !slices.Equal(got, want) {
+					t.Errorf("%s: got:\n%s\nwant:\n%s", self.family(), strings.Join(got, "\n"), strings.Join(want, "\n"))
 				}
 			}
-			slices.Sort(got)
-			slices.Sort(want)
-			if !slices.Equal(got, want) {
-				t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-			}
 		})
+	}
+}
+
+// A Service that is not of a family has no rules of it, not even for its NodePort.
+func TestServiceOfOneFamily(t *testing.T) {
+	svc := service(t, "d/web 10.43.0.5 80/30080")
+	_, of := dual(nil, slice(t, corev1.ProtocolTCP, "d/web 8080 10.42.1.2@here"))
+	svc.Spec.ExternalIPs = []string{"192.0.2.1", "2001:db8::1"}
+	got := desired([]*corev1.Service{svc}, of, nil, alive, self6()).rules
+	if want := desired(nil, nil, nil, alive, self6()).rules; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := Explain(svc, of, nil, alive, self6()); got != nil {
+		t.Errorf("explained: %v", got)
+	}
+	if got := Explain(svc, of, nil, alive, self()); len(got) != 1 {
+		t.Errorf("explained: %v", got)
 	}
 }
 

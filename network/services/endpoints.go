@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"sigs.k8s.io/knftables"
 )
 
 // endpoint is one address of one port of a Service.
@@ -23,7 +24,7 @@ type endpoint struct {
 func portEndpoints(of []*discoveryv1.EndpointSlice, port corev1.ServicePort, split *Split, alive func(string) bool, self Self, dead map[netip.Addr]struct{}) []endpoint {
 	var out []endpoint
 	for _, slice := range of {
-		number, ok := slicePort(slice, port)
+		number, ok := slicePort(slice, port, self)
 		if !ok {
 			continue
 		}
@@ -33,7 +34,7 @@ func portEndpoints(of []*discoveryv1.EndpointSlice, port corev1.ServicePort, spl
 			}
 			// The API lets a consumer look at the first address only.
 			addr, err := netip.ParseAddr(e.Addresses[0])
-			if err != nil || !addr.Is4() {
+			if err != nil || !self.has(addr) {
 				continue
 			}
 			node := ""
@@ -78,8 +79,14 @@ func rank(e endpoint) int {
 	return 0
 }
 
-func slicePort(slice *discoveryv1.EndpointSlice, port corev1.ServicePort) (uint16, bool) {
-	if slice.AddressType != discoveryv1.AddressTypeIPv4 {
+// slicePort is the number that the port of a Service has in a slice; ok is false where the
+// slice has none, or is of the other family.
+func slicePort(slice *discoveryv1.EndpointSlice, port corev1.ServicePort, self Self) (number uint16, ok bool) {
+	family := discoveryv1.AddressTypeIPv4
+	if self.family() == knftables.IPv6Family {
+		family = discoveryv1.AddressTypeIPv6
+	}
+	if slice.AddressType != family {
 		return 0, false
 	}
 	for _, p := range slice.Ports {

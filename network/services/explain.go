@@ -17,9 +17,13 @@ type Candidate struct {
 	LeftOut string
 }
 
-// Explain says which endpoints get the connections that begin on the peer, with the same
-// decisions as the rules, and why the others do not. split and alive are as in [Config].
+// Explain says which endpoints of self's family get the connections that begin on the peer,
+// with the same decisions as the rules, and why the others do not; nothing for a Service
+// that is not of the family. split and alive are as in [Config].
 func Explain(svc *corev1.Service, of []*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) (out []Candidate) {
+	if svc.Spec.ClusterIP != corev1.ClusterIPNone && len(self.clusterIPs(svc)) == 0 {
+		return nil
+	}
 	var groups *Split
 	if split != nil {
 		groups = split(svc)
@@ -32,7 +36,7 @@ func Explain(svc *corev1.Service, of []*discoveryv1.EndpointSlice, split func(*c
 			chosen = near(could, self.Node, self.Zone)
 		}
 		for _, slice := range of {
-			number, ok := slicePort(slice, port)
+			number, ok := slicePort(slice, port, self)
 			if !ok {
 				continue
 			}

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"sync/atomic"
 	"time"
+
+	"sigs.k8s.io/knftables"
 )
 
 // health is what a load balancer in front of the peers asks for: whether this one has
@@ -25,16 +27,27 @@ type health struct {
 
 // healthPorts answers on the healthCheckNodePorts, in the form of kube-proxy.
 type healthPorts struct {
-	log  *slog.Logger
-	open map[uint16]*healthPort
-	died func()          // called when a port that was open is not any more; any goroutine
-	said map[string]bool // about ports that could not be opened
+	log     *slog.Logger
+	network string // "tcp4" or "tcp", of all families
+	open    map[uint16]*healthPort
+	died    func()          // called when a port that was open is not any more; any goroutine
+	said    map[string]bool // about ports that could not be opened
 }
 
 type healthPort struct {
 	server *http.Server
 	state  atomic.Pointer[health]
 	dead   atomic.Bool // the server has ended
+}
+
+// listenOn is the network to listen on in a cluster of these families.
+func listenOn(families []Self) string {
+	for _, f := range families {
+		if f.family() != knftables.IPv4Family {
+			return "tcp"
+		}
+	}
+	return "tcp4"
 }
 
 // set makes want, by port, what is answered, and returns whether all of it is. A port that
@@ -75,7 +88,7 @@ func (h *healthPorts) close() {
 }
 
 func (h *healthPorts) listen(port uint16) (*healthPort, error) {
-	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp4", fmt.Sprintf(":%d", port))
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), h.network, fmt.Sprintf(":%d", port))
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ func TestHealthPortComesBack(t *testing.T) {
 	defer taken.Close()
 	port := uint16(taken.Addr().(*net.TCPAddr).Port)
 	var log bytes.Buffer
-	h := healthPorts{log: slog.New(slog.NewTextHandler(&log, nil)), open: map[uint16]*healthPort{}, died: func() {}}
+	h := healthPorts{log: slog.New(slog.NewTextHandler(&log, nil)), network: "tcp4", open: map[uint16]*healthPort{}, died: func() {}}
 	defer h.close()
 	want := map[uint16]health{port: {LocalEndpoints: 1}}
 	for range 3 {

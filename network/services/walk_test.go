@@ -19,9 +19,15 @@ import (
 // After each of hundreds of changes of Services, endpoints, weights and living peers the
 // kernel's rules are those of a fresh start.
 func TestWalkInTheKernel(t *testing.T) {
+	for _, self := range []Self{self(), self6()} {
+		t.Run(string(self.family()), func(t *testing.T) { walk(t, self) })
+	}
+}
+
+func walk(t *testing.T, self Self) {
 	nfttest.Namespace(t)
 	r := rand.New(rand.NewPCG(5, 6))
-	services, endpoints := map[int]*corev1.Service{}, map[int]*discoveryv1.EndpointSlice{}
+	services, endpoints := map[int]*corev1.Service{}, map[int][]*discoveryv1.EndpointSlice{}
 	dead := map[string]bool{}
 	split := func(svc *corev1.Service) *Split {
 		if svc.Annotations["few"] == "" {
@@ -35,7 +41,7 @@ func TestWalkInTheKernel(t *testing.T) {
 		}
 	}
 	var c computer // remembers; the fresh start does not
-	nfttest.Walk(t, 200, func(int) nft.State {
+	nfttest.Walk(t, self.family(), 150, func(int) nft.State {
 		i := r.IntN(8)
 		switch r.IntN(7) {
 		case 0:
@@ -51,8 +57,11 @@ func TestWalkInTheKernel(t *testing.T) {
 				svc.Annotations = map[string]string{"few": "5"}
 			}
 			if r.IntN(3) == 0 {
-				svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: fmt.Sprintf("192.0.2.%d", 1+r.IntN(3))}}
-				svc.Spec.LoadBalancerSourceRanges = [][]string{nil, {"203.0.113.0/24"}, {"198.51.100.0/24", "198.51.100.7/32"}}[r.IntN(3)]
+				svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: fmt.Sprintf("192.0.2.%d", 1+r.IntN(3))}, {IP: fmt.Sprintf("2001:db8::%d", 1+r.IntN(3))}}
+				svc.Spec.LoadBalancerSourceRanges = [][]string{nil, {"203.0.113.0/24"}, {"198.51.100.0/24", "198.51.100.7/32", "2001:db8:1::/48", "2001:db8:1:7::/64"}}[r.IntN(3)]
+			}
+			if r.IntN(4) > 0 {
+				svc, _ = dual(svc, nil)
 			}
 			services[i] = svc
 		default:
@@ -64,7 +73,7 @@ func TestWalkInTheKernel(t *testing.T) {
 			if svc := services[i]; svc != nil {
 				proto = svc.Spec.Ports[0].Protocol
 			}
-			endpoints[i] = slice(t, proto, text)
+			_, endpoints[i] = dual(nil, slice(t, proto, text))
 		}
 		var all []*corev1.Service
 		var of []*discoveryv1.EndpointSlice
@@ -72,12 +81,10 @@ func TestWalkInTheKernel(t *testing.T) {
 			if services[i] != nil {
 				all = append(all, services[i])
 			}
-			if endpoints[i] != nil {
-				of = append(of, endpoints[i])
-			}
+			of = append(of, endpoints[i]...)
 		}
 		lives := func(node string) bool { return !dead[node] }
-		got, want := c.desired(all, of, split, lives, self()), desired(all, of, split, lives, self())
+		got, want := c.desired(all, of, split, lives, self), desired(all, of, split, lives, self)
 		if !reflect.DeepEqual(got, want) {
 			t.Fatalf("what is remembered is not what is:\n%v, want\n%v", got, want)
 		}

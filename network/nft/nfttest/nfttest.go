@@ -51,23 +51,23 @@ func Namespace(t testing.TB) {
 // Walk brings one table through steps states that next makes, now and then by a new
 // [nft.Table] that finds what the one before has left, and compares the kernel's rules after
 // each step with those of a fresh start.
-func Walk(t *testing.T, steps int, next func(step int) nft.State) {
+func Walk(t *testing.T, family knftables.Family, steps int, next func(step int) nft.State) {
 	t.Helper()
-	table := open(t, "walk")
+	table := open(t, family, "walk")
 	for step := range steps {
 		state := next(step)
 		if step%7 == 3 { // the daemon was started again
-			table = open(t, "walk")
+			table = open(t, family, "walk")
 		}
 		if err := table.Set(t.Context(), "s", state); err != nil {
 			t.Fatalf("step %d: %v", step, err)
 		}
-		fresh := open(t, "fresh")
+		fresh := open(t, family, "fresh")
 		if err := fresh.Set(t.Context(), "s", state); err != nil {
 			t.Fatalf("step %d: a fresh start: %v", step, err)
 		}
 		// What nothing refers to any more is emptied at once, and goes later.
-		if got, want := withoutEmpty(list(t, "walk")), withoutEmpty(list(t, "fresh")); got != want {
+		if got, want := withoutEmpty(list(t, family, "walk")), withoutEmpty(list(t, family, "fresh")); got != want {
 			t.Fatalf("step %d: after the walk:\n%s\nfresh:\n%s", step, got, want)
 		}
 		if err := fresh.Delete(t.Context()); err != nil {
@@ -76,9 +76,9 @@ func Walk(t *testing.T, steps int, next func(step int) nft.State) {
 	}
 }
 
-func open(t testing.TB, name string) *nft.Table {
+func open(t testing.TB, family knftables.Family, name string) *nft.Table {
 	t.Helper()
-	kernel, err := knftables.New(knftables.IPv4Family, name)
+	kernel, err := knftables.New(family, name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,13 +86,13 @@ func open(t testing.TB, name string) *nft.Table {
 }
 
 // list is the kernel's rules, without what counts and in an order of its own.
-func list(t testing.TB, name string) string {
+func list(t testing.TB, family knftables.Family, name string) string {
 	t.Helper()
-	out, err := exec.Command("nft", "--stateless", "list", "table", "ip", name).CombinedOutput()
+	out, err := exec.Command("nft", "--stateless", "list", "table", string(family), name).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if strings.TrimSpace(string(out)) == "table ip "+name+" {\n}" {
+	if strings.TrimSpace(string(out)) == fmt.Sprintf("table %s %s {\n}", family, name) {
 		return ""
 	}
 	blocks := strings.Split(strings.TrimSpace(elements.ReplaceAllStringFunc(string(out), func(s string) string {
@@ -103,7 +103,7 @@ func list(t testing.TB, name string) string {
 		slices.Sort(inside)
 		return "elements = " + strings.Join(inside, ", ")
 	})), "\n\n")
-	blocks[0] = strings.TrimPrefix(blocks[0], "table ip "+name+" {\n")
+	blocks[0] = strings.TrimPrefix(blocks[0], fmt.Sprintf("table %s %s {\n", family, name))
 	last := len(blocks) - 1
 	blocks[last] = strings.TrimSuffix(blocks[last], "\n}")
 	slices.Sort(blocks)
