@@ -72,6 +72,7 @@ var answers = []struct {
 
 	{"north.peer.cluster.local. A", "NOERROR", []string{"north.peer.cluster.local. 5 IN A 192.0.2.1"}, nil},
 	{"north.peer.cluster.local. AAAA", "NOERROR", nil, nil},
+	{"east.peer.cluster.local. AAAA", "NOERROR", []string{"east.peer.cluster.local. 5 IN AAAA 2001:db8::3"}, nil},
 	{"south.peer.cluster.local. A", "NXDOMAIN", nil, nil},
 
 	{"dns-version.cluster.local. TXT", "NOERROR", []string{`dns-version.cluster.local. 5 IN TXT "1.1.0"`}, nil},

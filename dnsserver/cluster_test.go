@@ -137,8 +137,11 @@ func testConfig(t testing.TB) Config {
 		Alive:     func(node string) bool { return node != "b" },
 		Upstreams: []string{},
 		Peers: func(name string) []netip.Addr {
-			if name == "north" {
-				return []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+			switch name {
+			case "north":
+				return addrs([]string{"192.0.2.1"})
+			case "east":
+				return addrs([]string{"192.0.2.3", "2001:db8::3"})
 			}
 			return nil
 		},

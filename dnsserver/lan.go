@@ -40,7 +40,7 @@ type LAN struct {
 // Peer is a machine of the cluster as the LAN sees it.
 type Peer struct {
 	Name  string
-	Addr  netip.Addr
+	Addrs []netip.Addr // of both IP families where it has both
 	Alive bool
 }
 
@@ -150,7 +150,7 @@ func (z *lanZone) ingress(host string, labels []string) ([]netip.Addr, bool) {
 	}
 	peers := z.Peers()
 	dead := func(ip netip.Addr) bool {
-		return slices.ContainsFunc(peers, func(p Peer) bool { return p.Addr == ip && !p.Alive })
+		return slices.ContainsFunc(peers, func(p Peer) bool { return !p.Alive && slices.Contains(p.Addrs, ip) })
 	}
 	return slices.DeleteFunc(unique(ips), dead), true
 }
@@ -221,10 +221,19 @@ func (z *lanZone) reach(svc *corev1.Service) []netip.Addr {
 	var ips []netip.Addr
 	for _, p := range z.Peers() {
 		if p.Alive && (svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal || z.runs(p.Name, svc)) {
-			ips = append(ips, p.Addr)
+			ips = append(ips, p.Addrs...)
 		}
 	}
-	return unique(ips)
+	return slices.DeleteFunc(unique(ips), func(ip netip.Addr) bool { return !hasFamily(svc, ip) })
+}
+
+// hasFamily tells whether a Service has node ports at addresses of that IP family.
+func hasFamily(svc *corev1.Service, ip netip.Addr) bool {
+	family := corev1.IPv4Protocol
+	if ip.Is6() {
+		family = corev1.IPv6Protocol
+	}
+	return len(svc.Spec.IPFamilies) == 0 || slices.Contains(svc.Spec.IPFamilies, family)
 }
 
 func (z *lanZone) runs(node string, svc *corev1.Service) bool {

@@ -19,7 +19,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.200}]}}
 ---
 kind: Service
 metadata: {name: lamp, namespace: yard}
-spec: {type: NodePort, clusterIP: 10.43.0.31, clusterIPs: [10.43.0.31], ports: [{name: coap, port: 5683, protocol: UDP, nodePort: 30683}]}
+spec: {type: NodePort, ipFamilies: [IPv4], clusterIP: 10.43.0.31, clusterIPs: [10.43.0.31], ports: [{name: coap, port: 5683, protocol: UDP, nodePort: 30683}]}
 ---
 kind: Service
 metadata: {name: gate, namespace: yard}
@@ -35,19 +35,21 @@ endpoints:
 kind: Ingress
 metadata: {name: shop, namespace: yard}
 spec: {rules: [{host: Shop.home.arpa}, {host: "*.apps.home.arpa"}]}
-status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {ip: 192.0.2.2}, {ip: 192.0.2.3}]}}
+status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {ip: 192.0.2.2}, {ip: 192.0.2.3}, {ip: "2001:db8::2"}, {ip: "2001:db8::3"}]}}
 ---
 kind: Namespace
 metadata: {name: yard}`
 
 func lanConfig(t testing.TB) Config {
 	cfg := testConfig(t)
-	peer := func(name, addr string, alive bool) Peer { return Peer{name, netip.MustParseAddr(addr), alive} }
+	peer := func(name, n string, alive bool) Peer {
+		return Peer{name, addrs([]string{"192.0.2." + n, "2001:db8::" + n}), alive}
+	}
 	cfg.LAN = LAN{
 		Zone:   "home.arpa",
 		Listen: func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")} },
 		Peers: func() []Peer {
-			return []Peer{peer("a", "192.0.2.1", true), peer("b", "192.0.2.2", false), peer("c", "192.0.2.3", true)}
+			return []Peer{peer("a", "1", true), peer("b", "2", false), peer("c", "3", true)}
 		},
 	}
 	return cfg
@@ -72,6 +74,9 @@ func TestLANZone(t *testing.T) {
 		{"_tcp.lamp.yard.home.arpa. A", "NXDOMAIN", nil, nil},
 		{"gate.yard.home.arpa. A", "NOERROR", []string{"gate.yard.home.arpa. 5 IN A 192.0.2.3"}, nil}, // only where a pod is
 		{"shop.home.arpa. A", "NOERROR", []string{"shop.home.arpa. 5 IN A 192.0.2.1", "shop.home.arpa. 5 IN A 192.0.2.3"}, nil},
+		{"shop.home.arpa. AAAA", "NOERROR", []string{"shop.home.arpa. 5 IN AAAA 2001:db8::3"}, nil},
+		{"lamp.yard.home.arpa. AAAA", "NOERROR", nil, nil}, // its family is IPv4
+		{"gate.yard.home.arpa. AAAA", "NOERROR", []string{"gate.yard.home.arpa. 5 IN AAAA 2001:db8::3"}, nil},
 		{"x.apps.home.arpa. A", "NOERROR", []string{"x.apps.home.arpa. 5 IN A 192.0.2.1", "x.apps.home.arpa. 5 IN A 192.0.2.3"}, nil},
 		{"y.x.apps.home.arpa. A", "NXDOMAIN", nil, nil}, // a wildcard is one label
 		{"apps.home.arpa. A", "NOERROR", nil, nil},

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/component-base/metrics/legacyregistry"
 
+	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/dnsserver"
 )
 
@@ -104,26 +105,37 @@ func (p *peer) dns(source dnsserver.Source) (*dnsserver.Server, error) {
 	cfg.Source, cfg.Alive, cfg.Peers, cfg.LAN.Peers = source, p.live.alive, p.addresses, p.balancers
 	cfg.Logger = p.log.With("room", "dnsserver")
 	if cfg.LAN.Listen == nil && p.cfg.Names.serves() {
-		cfg.LAN.Listen = func() []netip.AddrPort { return []netip.AddrPort{netip.AddrPortFrom(p.self().Address, 53)} }
+		cfg.LAN.Listen = func() (all []netip.AddrPort) {
+			for _, a := range machineAddresses(p.self(), settings) {
+				all = append(all, netip.AddrPortFrom(a, 53))
+			}
+			return all
+		}
 	}
 	cfg.Metrics = dnsserver.NewMetrics()
 	legacyregistry.Registerer().MustRegister(cfg.Metrics)
 	return dnsserver.New(cfg)
 }
 
-// addresses is where a peer of that name is, for DNS.
+// addresses is where a peer of that name is, of both IP families where the cluster has both.
 func (p *peer) addresses(name string) []netip.Addr {
-	if m, ok := p.members.Member(name); ok && m.Address.IsValid() {
-		return []netip.Addr{m.Address}
+	m, ok := p.members.Member(name)
+	if !ok || !m.Address.IsValid() {
+		return nil
 	}
-	return nil
+	r, err := p.registry.Peer(name) // for its other address, which gossip does not know
+	if err != nil {
+		r = cluster.Peer{}
+	}
+	r.Address = m.Address
+	return machineAddresses(r, p.id.Settings())
 }
 
 // balancers are the peers that forward what comes from outside.
 func (p *peer) balancers() (all []dnsserver.Peer) {
 	for _, m := range p.members.Snapshot() {
-		if m.Address.IsValid() && !m.Witness {
-			all = append(all, dnsserver.Peer{Name: m.Name, Addr: m.Address, Alive: p.live.alive(m.Name)})
+		if addrs := p.addresses(m.Name); len(addrs) > 0 && !m.Witness {
+			all = append(all, dnsserver.Peer{Name: m.Name, Addrs: addrs, Alive: p.live.alive(m.Name)})
 		}
 	}
 	slices.SortFunc(all, func(a, b dnsserver.Peer) int { return strings.Compare(a.Name, b.Name) })
