@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"text/tabwriter"
 	"time"
@@ -58,15 +59,54 @@ func vital(ctx context.Context, cfg config, engine runtime.Runtime) []check.Find
 	}
 	all = append(all, check.DataDir(cfg.DataDir))
 	if pid, err := running(cfg.DataDir); err == nil && pid == 0 {
-		all = append(all, check.Ports([]check.Port{
-			{Network: "tcp", Number: cfg.Port, For: "the API with --port"},
-			{Network: "tcp", Number: cfg.GossipPort, For: "gossip with --gossip-port"},
-			{Network: "udp", Number: cfg.GossipPort, For: "gossip with --gossip-port"},
-		})...)
+		all = append(all, check.Ports(ports(ctx, cfg))...)
 	} else {
 		all = append(all, check.Finding{What: "ports", Level: check.OK, Found: fmt.Sprintf("used by this machine's peer, process %d", pid)})
 	}
 	return append(all, check.Engine(ctx, engine, cfg.PodmanSocket, check.Versions{Check: podman.CheckVersion, Lacks: podman.Lacks})...)
+}
+
+// ports are those that a peer opens, now or when the first Ingress is made.
+func ports(ctx context.Context, cfg config) []check.Port {
+	all := []check.Port{
+		{Network: "tcp", Number: cfg.Port, For: "choose another port for the API with --port"},
+		{Network: "tcp", Number: cfg.GossipPort, For: "choose another port for gossip with --gossip-port"},
+		{Network: "udp", Number: cfg.GossipPort, For: "choose another port for gossip with --gossip-port"},
+	}
+	for _, door := range []struct {
+		flag string
+		port uint16
+	}{{"--ingress-http", cfg.Ingress.HTTP}, {"--ingress-https", cfg.Ingress.HTTPS}} {
+		if door.port != 0 {
+			all = append(all, check.Port{Network: "tcp", Number: door.port, Without: "this peer would not serve Ingresses there",
+				For: "choose another port with " + door.flag + " (0: none)"})
+		}
+	}
+	dns := func(at netip.Addr, port uint16, without, cure string) {
+		for _, network := range []string{"udp", "tcp"} {
+			all = append(all, check.Port{Network: network, Address: at, Number: port, Without: without, For: cure})
+		}
+	}
+	// What is wrong with the configuration has been said, and an address that is not there is the start's to tell.
+	made, err := cfg.clusterSettings()
+	if err == nil {
+		for _, r := range made.Ranges() {
+			dns(r.DNS, 53, "pods could not resolve names", "let it listen on its own addresses only, not on all")
+		}
+	}
+	if !cfg.Names.serves() {
+		return all
+	}
+	lan, err := cfg.Names.listen()
+	if err == nil && len(lan) == 0 {
+		if at, err := cfg.address(ctx, made); err == nil && at.IsValid() {
+			lan = append(lan, netip.AddrPortFrom(at, 53))
+		}
+	}
+	for _, a := range lan {
+		dns(a.Addr(), a.Port(), "the LAN could not resolve names here", "choose another address with --lan-dns")
+	}
+	return all
 }
 
 // kernel is what package network needs of it.

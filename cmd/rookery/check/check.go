@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -60,21 +62,30 @@ func Root() Finding {
 
 // Port is a port that a peer listens on.
 type Port struct {
-	Network string // tcp or udp
+	Network string     // tcp or udp
+	Address netip.Addr // invalid: all of the machine's; it need not be there yet
 	Number  uint16
-	For     string
+	For     string // what to choose another port for
+	// Without is what goes on without it: then a port that is taken is a warning. Empty: nothing does.
+	Without string
 }
 
 // Ports tells which of the ports are taken by somebody else.
 func Ports(ports []Port) (all []Finding) {
 	for _, p := range ports {
 		f := Finding{What: fmt.Sprintf("port %d/%s", p.Number, p.Network), Level: OK, Found: "free"}
+		if p.Address.IsValid() {
+			f.What += " of " + p.Address.String()
+		}
 		if err := tryListen(p); err != nil {
 			f.Level, f.Found = Fatal, "cannot be used: "+err.Error()
 			if errors.Is(err, syscall.EADDRINUSE) {
 				f.Found = "is in use by another program"
 			}
-			f.Cure = fmt.Sprintf("find it with `ss -lnp 'sport = :%d'` and stop it, or choose another port for %s", p.Number, p.For)
+			if p.Without != "" {
+				f.Level, f.Found = Warn, f.Found+"; "+p.Without
+			}
+			f.Cure = fmt.Sprintf("find it with `ss -lnp 'sport = :%d'` and stop it, or %s", p.Number, p.For)
 		}
 		all = append(all, f)
 	}
@@ -82,18 +93,35 @@ func Ports(ports []Port) (all []Finding) {
 }
 
 func tryListen(p Port) error {
+	host := ""
+	if p.Address.IsValid() {
+		host = p.Address.String()
+	}
+	at := net.JoinHostPort(host, strconv.Itoa(int(p.Number)))
+	lc := net.ListenConfig{Control: freebind}
 	if p.Network == "udp" {
-		c, err := net.ListenPacket("udp", fmt.Sprintf(":%d", p.Number))
+		c, err := lc.ListenPacket(context.Background(), "udp", at)
 		if err != nil {
 			return err
 		}
 		return c.Close()
 	}
-	l, err := net.Listen("tcp", fmt.Sprintf(":%d", p.Number))
+	l, err := lc.Listen(context.Background(), "tcp", at)
 	if err != nil {
 		return err
 	}
 	return l.Close()
+}
+
+// freebind lets an address be tried that the machine does not have yet.
+func freebind(network, _ string, c syscall.RawConn) error {
+	level, option := unix.SOL_IP, unix.IP_FREEBIND
+	if strings.HasSuffix(network, "6") {
+		level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
+	}
+	var optErr error
+	err := c.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), level, option, 1) })
+	return errors.Join(err, optErr)
 }
 
 // minFree is what a data directory needs to be of use: room for the state's
