@@ -48,6 +48,12 @@ type Config struct {
 	// missing ones when there is no quorum. It must not block. nil: unknown.
 	Alive func(peer string) bool
 
+	// Subscribe returns a channel that gets a value when answers of Alive change; Run
+	// calls it once. With it, Raft's timeouts are 2 s while Alive says that the leader
+	// is, and those below as soon as it says no: an idle cluster sends fewer
+	// heartbeats, and a dead leader is replaced sooner. nil: they are always those below.
+	Subscribe func() <-chan struct{}
+
 	// HeartbeatTimeout is how long a follower does without the leader until it
 	// wants an election; Raft takes a random time from one to two of it. Default
 	// 800 ms: the others see the leader dead after 1.6 s at the latest, which
@@ -60,8 +66,8 @@ type Config struct {
 	ElectionTimeout time.Duration
 
 	// LeaderLease is how long a leader stays one without hearing from a
-	// majority. At most HeartbeatTimeout. Default 400 ms: a leader that is cut off
-	// has stepped down before another is elected.
+	// majority. At most HeartbeatTimeout, which is the default: a leader that is cut
+	// off has stepped down before another is elected.
 	LeaderLease time.Duration
 
 	// LeaderlessGrace is how long a write waits for a leader to appear. When
@@ -108,7 +114,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	def(&c.HeartbeatTimeout, 800*time.Millisecond)
 	def(&c.ElectionTimeout, max(c.HeartbeatTimeout, 800*time.Millisecond))
-	def(&c.LeaderLease, min(c.HeartbeatTimeout, 400*time.Millisecond))
+	def(&c.LeaderLease, c.HeartbeatTimeout)
 	def(&c.LeaderlessGrace, 1500*time.Millisecond)
 	def(&c.RequestTimeout, requestTimeout)
 	def(&c.SnapshotThreshold, 4096)
@@ -119,6 +125,10 @@ func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.ElectionTimeout < c.HeartbeatTimeout:
 		return c, fmt.Errorf("raftstore config: ElectionTimeout %s is less than HeartbeatTimeout %s", c.ElectionTimeout, c.HeartbeatTimeout)
+	case c.Subscribe != nil && c.Alive == nil:
+		return c, errors.New("raftstore config: Subscribe without Alive")
+	case c.HeartbeatTimeout > restTimeout && c.Subscribe != nil:
+		return c, fmt.Errorf("raftstore config: HeartbeatTimeout %s is more than the %s at rest", c.HeartbeatTimeout, restTimeout)
 	case c.LeaderLease > c.HeartbeatTimeout:
 		return c, fmt.Errorf("raftstore config: LeaderLease %s is more than HeartbeatTimeout %s", c.LeaderLease, c.HeartbeatTimeout)
 	case c.RequestTimeout > requestTimeout:

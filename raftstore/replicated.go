@@ -100,7 +100,7 @@ func (r *Replicated) raftConfig(notify chan<- bool) *raft.Config {
 	// How soon followers learn of a commit when nothing follows it. We tell them
 	// at once (see nudger); this is for those who missed it. It is a message to
 	// each follower as often, also when nothing happens.
-	c.CommitTimeout = 500 * time.Millisecond
+	c.CommitTimeout = 2 * time.Second
 	c.BatchApplyCh = true
 	c.MaxAppendEntries = 32 // entries are batches already
 	c.SnapshotThreshold = r.cfg.SnapshotThreshold
@@ -185,6 +185,7 @@ func (r *Replicated) start(g *errgroup.Group, ctx context.Context, rf *raft.Raft
 	run(func() { r.batcher.run(ctx, rf, r.nudge) })
 	run(func() { r.runLeadership(ctx, rf, notify) })
 	run(func() { r.runObserver(ctx, rf) })
+	run(func() { r.runPace(ctx, rf) })
 	run(func() { r.runCommitMark(ctx, f) })
 	s := &server{r: r}
 	g.Go(func() error { return s.run(ctx, r.cfg.Transport.Listener(ProtocolStore)) })

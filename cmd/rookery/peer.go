@@ -75,7 +75,8 @@ func newPeer(cfg config, id *identity.Identity, engine *storage, addr netip.Addr
 	}
 	p.store, err = raftstore.New(raftstore.Config{
 		Name: id.Name(), Dir: filepath.Join(cfg.DataDir, "raft"), Transport: p.port, Logger: log.With("room", "raftstore"),
-		Alive: func(name string) bool { return p.live.alive(name) },
+		Alive:     func(name string) bool { return p.live.alive(name) },
+		Subscribe: func() <-chan struct{} { return p.live.subscribe() },
 	})
 	if err != nil {
 		return nil, err
