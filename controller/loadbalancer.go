@@ -3,7 +3,6 @@ package controller
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -36,12 +35,12 @@ func ParseAddressRange(text string) (AddressRange, error) {
 			r.Last, err = netip.ParseAddr(strings.TrimSpace(last))
 		}
 	} else if p, perr := netip.ParsePrefix(text); perr == nil {
-		r.First, r.Last = p.Masked().Addr(), p.Masked().Addr()
-		if r.First.Is4() {
-			b := r.First.As4()
-			binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|uint32(1<<(32-p.Bits())-1))
-			r.Last = netip.AddrFrom4(b)
+		r.First = p.Masked().Addr()
+		b := r.First.AsSlice()
+		for i := p.Bits(); i < r.First.BitLen(); i++ {
+			b[i/8] |= 0x80 >> (i % 8)
 		}
+		r.Last, _ = netip.AddrFromSlice(b)
 	} else {
 		r.First, err = netip.ParseAddr(text)
 		r.Last = r.First
@@ -49,45 +48,105 @@ func ParseAddressRange(text string) (AddressRange, error) {
 	switch {
 	case err != nil:
 		return AddressRange{}, fmt.Errorf("%q is not a range such as 192.168.1.240-192.168.1.250, a network or an address", text)
-	case !r.First.Is4() || !r.Last.Is4():
-		return AddressRange{}, fmt.Errorf("%q: Services have IPv4 addresses only", text)
+	case r.First.Is4() != r.Last.Is4() || r.First.Zone()+r.Last.Zone() != "" || r.First.Is4In6() || r.Last.Is4In6():
+		return AddressRange{}, fmt.Errorf("%q: both ends must be IPv4 or both IPv6, without a zone", text)
+	case r.First.IsLinkLocalUnicast() || r.First.IsMulticast():
+		return AddressRange{}, fmt.Errorf("%q is not for machines beyond one link: take unique local or global addresses", text)
 	case r.Last.Less(r.First):
 		return AddressRange{}, fmt.Errorf("%q ends before it begins", text)
 	}
 	return r, nil
 }
 
+// Family is that of the addresses.
+func (r AddressRange) Family() corev1.IPFamily { return familyOf(r.First) }
+
+func familyOf(a netip.Addr) corev1.IPFamily {
+	if a.Is4() {
+		return corev1.IPv4Protocol
+	}
+	return corev1.IPv6Protocol
+}
+
 // Contains tells whether the address is in the range.
 func (r AddressRange) Contains(a netip.Addr) bool { return !a.Less(r.First) && !r.Last.Less(a) }
 
-// grant is what a Service gets: an address, or a reason why not.
+// grant is what a Service gets: an address of each of its families, or a reason why not.
 type grant struct {
-	addr    netip.Addr // invalid: none
-	refusal string     // "" where none is wanted
+	addrs   []netip.Addr // in the order of the Service's families; nil: none
+	refusal string       // "" where none is wanted
 }
 
-// assign gives each Service that asks for one an address of the pool. Who has one keeps it,
-// and the older Service goes first.
+// assign gives each Service that asks for them addresses of the pool: one of each of its
+// families that the pool has.
 func assign(services []*corev1.Service, pool []AddressRange) map[*corev1.Service]grant {
+	byFamily := map[corev1.IPFamily][]AddressRange{}
+	for _, r := range pool {
+		byFamily[r.Family()] = append(byFamily[r.Family()], r)
+	}
+	shares := map[corev1.IPFamily]map[*corev1.Service]share{}
+	for family, ranges := range byFamily {
+		of := slices.DeleteFunc(slices.Clone(services), func(s *corev1.Service) bool { return !slices.Contains(s.Spec.IPFamilies, family) })
+		shares[family] = assignOf(family, of, ranges)
+	}
+	out := map[*corev1.Service]grant{}
+	for _, s := range services {
+		if !balanced(s) {
+			continue
+		}
+		var g grant
+		for _, family := range s.Spec.IPFamilies {
+			v := shares[family][s]
+			if v.addr.IsValid() {
+				g.addrs = append(g.addrs, v.addr)
+			}
+			g.refusal = cmp.Or(g.refusal, v.refusal)
+		}
+		if a, err := netip.ParseAddr(requested(s)); requested(s) != "" && (err != nil || !contains(pool, a) || !slices.Contains(s.Spec.IPFamilies, familyOf(a))) {
+			g = grant{refusal: fmt.Sprintf("loadBalancerIP %s is not among the cluster's load-balancer-addresses of the Service's IP families", requested(s))}
+		}
+		if len(g.addrs) == 0 {
+			g.refusal = cmp.Or(g.refusal, fmt.Sprintf("the cluster's load-balancer-addresses have none of the Service's IP families (%v)", s.Spec.IPFamilies))
+		}
+		out[s] = g
+	}
+	return out
+}
+
+// share is a grant of one family.
+type share struct {
+	addr    netip.Addr // invalid: none
+	refusal string
+}
+
+// assignOf gives the Services, which are all of the family, an address of it. Who has one
+// keeps it, and the older Service goes first.
+func assignOf(family corev1.IPFamily, services []*corev1.Service, pool []AddressRange) map[*corev1.Service]share {
 	services = slices.SortedFunc(slices.Values(services), func(a, b *corev1.Service) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	taken := map[netip.Addr]*corev1.Service{}
-	out := map[*corev1.Service]grant{}
+	out := map[*corev1.Service]share{}
+	wish := func(s *corev1.Service) string {
+		if a, err := netip.ParseAddr(requested(s)); err == nil && familyOf(a) == family {
+			return a.String()
+		}
+		return ""
+	}
 	// First those that have what they ask for, then who asks for one by name, then the rest.
 	for _, pass := range []func(*corev1.Service) bool{
 		func(s *corev1.Service) bool {
-			a := granted(s)
-			return contains(pool, a) && (requested(s) == "" || requested(s) == a.String())
+			a := granted(s, family)
+			return contains(pool, a) && (wish(s) == "" || wish(s) == a.String())
 		},
-		func(s *corev1.Service) bool { return requested(s) != "" },
+		func(s *corev1.Service) bool { return wish(s) != "" },
 		func(*corev1.Service) bool { return true },
 	} {
 		for _, s := range services {
 			if _, done := out[s]; done || !balanced(s) || !pass(s) {
 				continue
 			}
-			v := choose(s, pool, taken)
+			v := choose(wish(s), granted(s, family), pool, taken)
 			if out[s] = v; v.addr.IsValid() {
 				taken[v.addr] = s
 			}
@@ -96,28 +155,29 @@ func assign(services []*corev1.Service, pool []AddressRange) map[*corev1.Service
 	return out
 }
 
-func choose(s *corev1.Service, pool []AddressRange, taken map[netip.Addr]*corev1.Service) grant {
-	if text := requested(s); text != "" {
-		a, err := netip.ParseAddr(text)
+// choose is the address for a Service that wishes for that one ("" for any) and has had has.
+func choose(wish string, has netip.Addr, pool []AddressRange, taken map[netip.Addr]*corev1.Service) share {
+	if wish != "" {
+		a, err := netip.ParseAddr(wish)
 		switch {
 		case err != nil || !contains(pool, a):
-			return grant{refusal: fmt.Sprintf("loadBalancerIP %s is not among the cluster's load-balancer-addresses", text)}
+			return share{refusal: fmt.Sprintf("loadBalancerIP %s is not among the cluster's load-balancer-addresses", wish)}
 		case taken[a] != nil:
-			return grant{refusal: fmt.Sprintf("loadBalancerIP %s belongs to service %s/%s", text, taken[a].Namespace, taken[a].Name)}
+			return share{refusal: fmt.Sprintf("loadBalancerIP %s belongs to service %s/%s", wish, taken[a].Namespace, taken[a].Name)}
 		}
-		return grant{addr: a}
+		return share{addr: a}
 	}
-	if a := granted(s); contains(pool, a) && taken[a] == nil {
-		return grant{addr: a}
+	if contains(pool, has) && taken[has] == nil {
+		return share{addr: has}
 	}
 	for _, r := range pool {
 		for a := r.First; r.Contains(a); a = a.Next() {
 			if taken[a] == nil {
-				return grant{addr: a}
+				return share{addr: a}
 			}
 		}
 	}
-	return grant{refusal: fmt.Sprintf("all %d load-balancer-addresses are in use: add some, or delete a Service of type LoadBalancer", len(taken))}
+	return share{refusal: fmt.Sprintf("all %d load-balancer-addresses of its IP family are in use: add some, or delete a Service of type LoadBalancer", len(taken))}
 }
 
 func contains(pool []AddressRange, a netip.Addr) bool {
@@ -134,16 +194,14 @@ func requested(s *corev1.Service) string {
 	return s.Spec.LoadBalancerIP
 }
 
-// granted is the address that the Service has now.
-func granted(s *corev1.Service) netip.Addr {
-	if len(s.Status.LoadBalancer.Ingress) == 0 {
-		return netip.Addr{}
+// granted is the address of the family that the Service has now.
+func granted(s *corev1.Service, family corev1.IPFamily) netip.Addr {
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		if a, err := netip.ParseAddr(in.IP); err == nil && familyOf(a) == family {
+			return a
+		}
 	}
-	a, err := netip.ParseAddr(s.Status.LoadBalancer.Ingress[0].IP)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return a
+	return netip.Addr{}
 }
 
 // runLoadBalancer gives out the addresses; the peers announce them.
@@ -189,7 +247,7 @@ func (b *balancer) reconcile(ctx context.Context, services []*corev1.Service) er
 		if said[key] = v.refusal; v.refusal != "" && b.said[key] != v.refusal {
 			b.events.Event(s, corev1.EventTypeWarning, "NoAddress", v.refusal)
 		}
-		if err := b.write(ctx, s, v.addr); err != nil {
+		if err := b.write(ctx, s, v.addrs); err != nil {
 			errs = append(errs, fmt.Errorf("write address of service %s: %w", key, err))
 		}
 	}
@@ -197,14 +255,14 @@ func (b *balancer) reconcile(ctx context.Context, services []*corev1.Service) er
 	return errors.Join(errs...)
 }
 
-// write brings the status to the address.
-func (b *balancer) write(ctx context.Context, s *corev1.Service, addr netip.Addr) error {
+// write brings the status to the addresses.
+func (b *balancer) write(ctx context.Context, s *corev1.Service, addrs []netip.Addr) error {
 	var want []corev1.LoadBalancerIngress
-	if addr.IsValid() {
+	for _, addr := range addrs {
 		mode := corev1.LoadBalancerIPModeVIP
-		want = []corev1.LoadBalancerIngress{{IP: addr.String(), IPMode: &mode}}
+		want = append(want, corev1.LoadBalancerIngress{IP: addr.String(), IPMode: &mode})
 	}
-	if len(s.Status.LoadBalancer.Ingress) == len(want) && granted(s) == addr {
+	if slices.EqualFunc(s.Status.LoadBalancer.Ingress, addrs, func(in corev1.LoadBalancerIngress, a netip.Addr) bool { return in.IP == a.String() }) {
 		return nil
 	}
 	s = s.DeepCopy()
@@ -213,8 +271,10 @@ func (b *balancer) write(ctx context.Context, s *corev1.Service, addr netip.Addr
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil // it has changed, and so it comes again
 	}
-	if err == nil && addr.IsValid() {
-		b.events.Eventf(s, corev1.EventTypeNormal, "AddressGiven", "the peers answer for %s on the LAN", addr)
+	for _, addr := range addrs {
+		if err == nil {
+			b.events.Eventf(s, corev1.EventTypeNormal, "AddressGiven", "the peers answer for %s on the LAN", addr)
+		}
 	}
 	return err
 }

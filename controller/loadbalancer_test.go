@@ -1,7 +1,9 @@
 package controller
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ func TestAssign(t *testing.T) {
 	lb := func(name, has, wants string, class *string) *corev1.Service {
 		age++
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "d", Name: name, CreationTimestamp: metav1.NewTime(time.Unix(int64(age), 0))}}
+		s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
 		s.Spec.Type, s.Spec.LoadBalancerIP, s.Spec.LoadBalancerClass = corev1.ServiceTypeLoadBalancer, wants, class
 		if has != "" {
 			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: has}}
@@ -49,14 +52,51 @@ func TestAssign(t *testing.T) {
 						t.Errorf("%s got %v", s.Name, v)
 					}
 				case "!":
-					if v.refusal == "" || v.addr.IsValid() {
+					if v.refusal == "" || len(v.addrs) > 0 {
 						t.Errorf("%s was not refused: %v", s.Name, v)
 					}
 				default:
-					if v.addr != netip.MustParseAddr(want) {
+					if len(v.addrs) != 1 || v.addrs[0] != netip.MustParseAddr(want) {
 						t.Errorf("%s got %v, want %s", s.Name, v, want)
 					}
 				}
+			}
+		})
+	}
+}
+
+// A Service gets an address of each of its families, in its own order, as far as the pool
+// has them.
+func TestAssignFamilies(t *testing.T) {
+	four, six := must(t, "192.0.2.1-192.0.2.2"), must(t, "2001:db8::1-2001:db8::2")
+	lb := func(has string, wish string, families ...corev1.IPFamily) *corev1.Service {
+		s := &corev1.Service{}
+		s.Spec.Type, s.Spec.IPFamilies, s.Spec.LoadBalancerIP = corev1.ServiceTypeLoadBalancer, families, wish
+		for _, ip := range strings.Fields(has) {
+			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
+		}
+		return s
+	}
+	for _, c := range []struct {
+		name    string
+		svc     *corev1.Service
+		pool    []AddressRange
+		want    string
+		refused bool
+	}{
+		{"both", lb("", "", corev1.IPv6Protocol, corev1.IPv4Protocol), []AddressRange{four, six}, "[2001:db8::1 192.0.2.1]", false},
+		{"both are kept", lb("192.0.2.2 2001:db8::2", "", corev1.IPv4Protocol, corev1.IPv6Protocol), []AddressRange{four, six}, "[192.0.2.2 2001:db8::2]", false},
+		{"one family", lb("", "", corev1.IPv6Protocol), []AddressRange{four, six}, "[2001:db8::1]", false},
+		{"a pool of one family", lb("", "", corev1.IPv4Protocol, corev1.IPv6Protocol), []AddressRange{four}, "[192.0.2.1]", false},
+		{"a pool of the other", lb("", "", corev1.IPv6Protocol), []AddressRange{four}, "[]", true},
+		{"a wish for one of them", lb("", "2001:db8::2", corev1.IPv4Protocol, corev1.IPv6Protocol), []AddressRange{four, six}, "[192.0.2.1 2001:db8::2]", false},
+		{"a wish for another family's", lb("", "2001:db8::2", corev1.IPv4Protocol), []AddressRange{four, six}, "[]", true},
+		{"nonsense", lb("", "nonsense", corev1.IPv4Protocol), []AddressRange{four, six}, "[]", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := assign([]*corev1.Service{c.svc}, c.pool)[c.svc]
+			if got := fmt.Sprint(v.addrs); got != c.want || (v.refusal != "") != c.refused {
+				t.Errorf("got %s (%s), want %s", got, v.refusal, c.want)
 			}
 		})
 	}
@@ -81,7 +121,13 @@ func TestParseAddressRange(t *testing.T) {
 	if r := must(t, "192.0.2.7/32"); r.First != r.Last || r.Last.String() != "192.0.2.7" {
 		t.Error(r)
 	}
-	for _, bad := range []string{"", "x", "192.0.2.9-192.0.2.1", "192.0.2.1-", "fd00::1", "192.0.2.1-fd00::1"} {
+	if r := must(t, "fd00::10-fd00::1f"); r.First.String() != "fd00::10" || r.Last.String() != "fd00::1f" || r.Family() != corev1.IPv6Protocol {
+		t.Error(r)
+	}
+	if r := must(t, "fd00:1:2:3::/63"); r.First.String() != "fd00:1:2:2::" || r.Last.String() != "fd00:1:2:3:ffff:ffff:ffff:ffff" {
+		t.Error(r)
+	}
+	for _, bad := range []string{"", "x", "192.0.2.9-192.0.2.1", "192.0.2.1-", "192.0.2.1-fd00::1", "fe80::1", "fd00::1%eth0", "::ffff:192.0.2.1"} {
 		if r, err := ParseAddressRange(bad); err == nil {
 			t.Errorf("%q is read as %v", bad, r)
 		}

@@ -29,6 +29,7 @@ import (
 	networkinglisters "k8s.io/client-go/listers/networking/v1"
 	"k8s.io/client-go/tools/cache"
 	cachetesting "k8s.io/client-go/tools/cache/testing"
+	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network"
 	"github.com/rundigitalplatform/rookery/network/announce"
@@ -327,7 +328,10 @@ func (h *host) start(ctx context.Context, r request) error {
 	})
 	h.announcer = announce.New(announce.Config{
 		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Self: r.Node, Address: cfg.Address, Changed: h.moved, Log: cfg.Log,
-		Ours: func(a netip.Addr) bool { return netip.MustParsePrefix("192.168.77.240/28").Contains(a) },
+		Families: []knftables.Family{knftables.IPv4Family, knftables.IPv6Family},
+		Ours: func(a netip.Addr) bool {
+			return netip.MustParsePrefix("192.168.77.240/28").Contains(a) || netip.MustParsePrefix("fd77::f0/124").Contains(a)
+		},
 		Peers: func() (out []string) {
 			h.mu.Lock()
 			defer h.mu.Unlock()

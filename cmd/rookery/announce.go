@@ -4,8 +4,11 @@ import (
 	"net/netip"
 	"slices"
 
+	"sigs.k8s.io/knftables"
+
 	"github.com/rundigitalplatform/rookery/controller"
 	"github.com/rundigitalplatform/rookery/network/announce"
+	"github.com/rundigitalplatform/rookery/network/nft"
 )
 
 // balancerAddresses are the LAN's addresses that Services of type LoadBalancer may have.
@@ -24,9 +27,15 @@ func (c *config) balancerAddresses() ([]controller.AddressRange, error) {
 // announcer answers on the LAN for those addresses.
 func (p *peer) announcer(pool []controller.AddressRange) *announce.Announcer {
 	inf := p.api.Informers()
+	var families []knftables.Family
+	for _, r := range pool {
+		if f := nft.FamilyOf(r.First); !slices.Contains(families, f) {
+			families = append(families, f)
+		}
+	}
 	return announce.New(announce.Config{
 		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
-		Peers: p.balancing, Changed: p.live.subscribe(), Self: p.id.Name(), Address: p.self().Address,
+		Peers: p.balancing, Changed: p.live.subscribe(), Self: p.id.Name(), Address: p.self().Address, Families: families,
 		Ours: func(a netip.Addr) bool {
 			return slices.ContainsFunc(pool, func(r controller.AddressRange) bool { return r.Contains(a) })
 		},

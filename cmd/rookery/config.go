@@ -84,7 +84,7 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of the cluster. Fixed when the cluster is made")
 	f.StringVar(&c.NodePorts, "node-ports", "30000-32767", "ports of NodePort Services")
 	f.StringVar(&c.Network, "network", "wireguard", "pod network between peers: wireguard (encrypted), vxlan, or direct (all peers on one segment). For a new cluster; `rookery net use` changes it")
-	f.StringSliceVar(&c.LoadBalancer, "load-balancer-addresses", nil, "free addresses of the LAN for Services of type LoadBalancer: FIRST-LAST, a network or one address; the same on every peer")
+	f.StringSliceVar(&c.LoadBalancer, "load-balancer-addresses", nil, "free addresses of the LAN for Services of type LoadBalancer, IPv4 or IPv6: FIRST-LAST, a network or one address; the same on every peer")
 	f.StringVar(&c.PodmanSocket, "podman-socket", "/run/podman/podman.sock", "where Podman's API listens")
 	c.Names.flags(f)
 	f.StringToStringVar(&c.Labels, "labels", nil, "labels of this peer's Node, KEY=VALUE")

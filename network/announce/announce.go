@@ -10,6 +10,7 @@ package announce
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
@@ -20,13 +21,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/knftables"
 
+	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/overlay"
 )
 
@@ -39,6 +43,8 @@ type Config struct {
 	Peers func() []string
 	// Changed gets a value whenever the answer of Peers changes.
 	Changed <-chan struct{}
+	// Families are those of the addresses that the cluster gives out.
+	Families []knftables.Family
 	// Ours tells whether an address is one that the cluster gives out.
 	Ours    func(netip.Addr) bool
 	Self    string     // this peer's name
@@ -63,7 +69,56 @@ func New(cfg Config) *Announcer {
 	return a
 }
 
+// responder makes the other machines on a device's segment send here what is for an address:
+// by ARP for IPv4, by NDP for IPv6.
+type responder interface {
+	// listen prepares for questions for these addresses, and for no others.
+	listen([]netip.Addr) error
+	// answer reads questions, and answers those for addresses that mine knows, until close.
+	// That the device was taken down is an error: if it was deleted, one that is made
+	// again in its place is not the socket's.
+	answer(mine func(netip.Addr) bool) error
+	// announce tells everybody on the segment that the address is here.
+	announce(netip.Addr) error
+	close() error
+}
+
+// responders are those of a device, by family.
+type responders map[knftables.Family]responder
+
+func open(link netlink.Link, families []knftables.Family) (responders, error) {
+	index, mac := link.Attrs().Index, link.Attrs().HardwareAddr
+	all := responders{}
+	for _, family := range families {
+		var r responder
+		var err error
+		if family == knftables.IPv4Family {
+			r, err = openARP(index, mac)
+		} else {
+			r, err = openNDP(index, mac)
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("device %s: %w", link.Attrs().Name, err), all.close())
+		}
+		all[family] = r
+	}
+	return all, nil
+}
+
+func (all responders) close() error {
+	var errs []error
+	for _, r := range all {
+		errs = append(errs, r.close())
+	}
+	return errors.Join(errs...)
+}
+
 const (
+	// settle collects the burst that one change makes.
+	settle = 10 * time.Millisecond
+	// pace bounds how often the peers' addresses are computed while many things change. A
+	// peer that dies is not waited for.
+	pace = 200 * time.Millisecond
 	// repeats is how often an address is announced that has come here or may be disputed;
 	// one frame is lost easily.
 	repeats = 4
@@ -121,18 +176,26 @@ func (a *Announcer) serve(ctx context.Context) error {
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		return fmt.Errorf("device %s is down", link.Attrs().Name)
 	}
-	socket, err := openARP(link.Attrs().Index, link.Attrs().HardwareAddr)
+	sockets, err := open(link, a.cfg.Families)
 	if err != nil {
-		return fmt.Errorf("device %s: %w", link.Attrs().Name, err)
+		return err
 	}
 	a.mine.Store(&map[netip.Addr]bool{}) // all is new to a new device
-	ended := make(chan error, 1)
-	go func() { ended <- socket.answer(func(addr netip.Addr) bool { return (*a.mine.Load())[addr] }) }()
-	a.loop(ctx, socket, ended)
-	if err := socket.close(); err != nil {
-		return fmt.Errorf("close packet socket: %w", err)
+	ended := make(chan error, len(sockets))
+	for _, s := range sockets {
+		go func() { ended <- s.answer(func(addr netip.Addr) bool { return (*a.mine.Load())[addr] }) }()
 	}
-	return <-ended
+	left := len(sockets)
+	if err = a.loop(ctx, sockets, ended); err != nil {
+		left-- // whose error that is
+	}
+	if cerr := sockets.close(); cerr != nil {
+		err = errors.Join(err, fmt.Errorf("close packet socket: %w", cerr))
+	}
+	for range left {
+		err = errors.Join(err, <-ended)
+	}
+	return err
 }
 
 func (a *Announcer) kick() {
@@ -142,50 +205,45 @@ func (a *Announcer) kick() {
 	}
 }
 
-func (a *Announcer) loop(ctx context.Context, socket *arp, ended chan error) {
+// loop keeps what is answered for current until ctx ends or a responder has ended, whose
+// error it returns.
+func (a *Announcer) loop(ctx context.Context, sockets responders, ended <-chan error) error {
 	a.kick()
-	var again <-chan time.Time
+	var again, due <-chan time.Time
+	var last time.Time
 	left, pause := 0, between
 	disputed := false
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case err := <-ended:
-			ended <- err
-			return
+			return cmp.Or(err, errEnded)
 		case <-a.cfg.Changed:
 			// Who was cut off has answered for everything meanwhile; so may somebody now.
 			disputed = true
 		case <-a.dirty:
+			if due == nil {
+				due = time.After(max(settle, pace-time.Since(last)))
+			}
+			continue
+		case <-due:
 		case <-again:
 			left--
-			a.announce(socket, *a.mine.Load())
+			a.announce(sockets, *a.mine.Load())
 			if again, pause = nil, 2*pause; left > 0 {
 				again = time.After(pause)
 			}
 			continue
 		}
-		was := *a.mine.Load()
-		mine, err := a.elect()
+		due, last = nil, time.Now()
+		come, err := a.update(sockets)
 		if err != nil {
 			a.cfg.Log.Error("addresses to announce are not known", "error", err)
 			continue
 		}
-		a.mine.Store(&mine)
-		for _, addr := range slices.SortedFunc(maps.Keys(mine), netip.Addr.Compare) {
-			if !was[addr] {
-				a.cfg.Log.Info("answering for an address", "address", addr)
-				disputed = true
-			}
-		}
-		for _, addr := range slices.SortedFunc(maps.Keys(was), netip.Addr.Compare) {
-			if !mine[addr] {
-				a.cfg.Log.Info("no longer answering for an address", "address", addr)
-			}
-		}
-		if disputed && len(mine) > 0 {
-			a.announce(socket, mine)
+		if mine := *a.mine.Load(); (come || disputed) && len(mine) > 0 {
+			a.announce(sockets, mine)
 			left, pause = repeats, between
 			again = time.After(pause)
 		}
@@ -193,9 +251,41 @@ func (a *Announcer) loop(ctx context.Context, socket *arp, ended chan error) {
 	}
 }
 
-func (a *Announcer) announce(socket *arp, addrs map[netip.Addr]bool) {
+// errEnded cannot be: a responder ends without an error only when it is closed.
+var errEnded = errors.New("answering has ended")
+
+// update elects anew, and tells whether an address has come to this peer.
+func (a *Announcer) update(sockets responders) (come bool, err error) {
+	was := *a.mine.Load()
+	mine, err := a.elect()
+	if err != nil {
+		return false, err
+	}
+	addrs := slices.SortedFunc(maps.Keys(mine), netip.Addr.Compare)
+	for family, s := range sockets {
+		of := slices.DeleteFunc(slices.Clone(addrs), func(addr netip.Addr) bool { return nft.FamilyOf(addr) != family })
+		if err := s.listen(of); err != nil {
+			a.cfg.Log.Error("not every question for an address is heard", "family", family, "error", err)
+		}
+	}
+	a.mine.Store(&mine)
+	for _, addr := range addrs {
+		if !was[addr] {
+			a.cfg.Log.Info("answering for an address", "address", addr)
+			come = true
+		}
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(was), netip.Addr.Compare) {
+		if !mine[addr] {
+			a.cfg.Log.Info("no longer answering for an address", "address", addr)
+		}
+	}
+	return come, nil
+}
+
+func (a *Announcer) announce(sockets responders, addrs map[netip.Addr]bool) {
 	for addr := range addrs {
-		if err := socket.announce(addr); err != nil {
+		if err := sockets[nft.FamilyOf(addr)].announce(addr); err != nil {
 			a.cfg.Log.Warn("address could not be announced", "address", addr, "error", err)
 		}
 	}
@@ -232,7 +322,7 @@ func (a *Announcer) addresses(svc *corev1.Service) (out []netip.Addr) {
 		return nil
 	}
 	for _, in := range svc.Status.LoadBalancer.Ingress {
-		if addr, err := netip.ParseAddr(in.IP); err == nil && addr.Is4() && a.cfg.Ours(addr) {
+		if addr, err := netip.ParseAddr(in.IP); err == nil && slices.Contains(a.cfg.Families, nft.FamilyOf(addr)) && a.cfg.Ours(addr) {
 			out = append(out, addr)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,25 +27,35 @@ const (
 )
 
 func openARP(index int, mac net.HardwareAddr) (*arp, error) {
-	if len(mac) != 6 {
-		return nil, errors.New("the device of this machine's address is not Ethernet: nothing can be announced on it")
-	}
-	proto := binary.NativeEndian.Uint16([]byte{unix.ETH_P_ARP >> 8, unix.ETH_P_ARP & 0xff})
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(proto))
+	fd, err := openPacket(index, mac, unix.ETH_P_ARP)
 	if err != nil {
-		return nil, fmt.Errorf("open packet socket: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto, Ifindex: index}); err != nil {
-		return nil, errors.Join(fmt.Errorf("bind packet socket: %w", err), unix.Close(fd))
+		return nil, err
 	}
 	return &arp{file: os.NewFile(uintptr(fd), "arp"), mac: mac}, nil
 }
 
+// openPacket opens a socket for the frames of one protocol on one device.
+func openPacket(index int, mac net.HardwareAddr, ethertype uint16) (fd int, err error) {
+	if len(mac) != 6 {
+		return 0, errors.New("the device of this machine's address is not Ethernet: nothing can be announced on it")
+	}
+	proto := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, ethertype))
+	fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(proto))
+	if err != nil {
+		return 0, fmt.Errorf("open packet socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto, Ifindex: index}); err != nil {
+		return 0, errors.Join(fmt.Errorf("bind packet socket: %w", err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
 func (a *arp) close() error { return a.file.Close() }
 
-// answer reads requests, and answers those for addresses that mine knows, until the socket is
-// closed. That the device was taken down is an error: if it was deleted, one that is made
-// again in its place is not the socket's.
+// listen is [responder]'s: requests are sent to all.
+func (a *arp) listen([]netip.Addr) error { return nil }
+
+// answer is [responder]'s.
 func (a *arp) answer(mine func(netip.Addr) bool) error {
 	buf := make([]byte, 256)
 	for {
@@ -61,7 +72,7 @@ func (a *arp) answer(mine func(netip.Addr) bool) error {
 		if !ok || !mine(target) {
 			continue
 		}
-		if err := a.send(frame(opReply, a.mac, whoseMAC, target, whoseMAC, who)); err != nil {
+		if err := send(a.file, frame(opReply, a.mac, whoseMAC, target, whoseMAC, who)); err != nil {
 			return err
 		}
 	}
@@ -72,18 +83,18 @@ func (a *arp) answer(mine func(netip.Addr) bool) error {
 func (a *arp) announce(addr netip.Addr) error {
 	all := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	return errors.Join(
-		a.send(frame(opRequest, a.mac, all, addr, make(net.HardwareAddr, 6), addr)),
-		a.send(frame(opReply, a.mac, all, addr, all, addr)),
+		send(a.file, frame(opRequest, a.mac, all, addr, make(net.HardwareAddr, 6), addr)),
+		send(a.file, frame(opReply, a.mac, all, addr, all, addr)),
 	)
 }
 
-func (a *arp) send(frame []byte) error {
-	_, err := a.file.Write(frame)
+func send(to *os.File, frame []byte) error {
+	_, err := to.Write(frame)
 	if errors.Is(err, os.ErrClosed) || errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.ENOBUFS) {
 		return nil // who is not there cannot be told; it is said again
 	}
 	if err != nil {
-		return fmt.Errorf("send ARP: %w", err)
+		return fmt.Errorf("send %s: %w", strings.ToUpper(to.Name()), err)
 	}
 	return nil
 }

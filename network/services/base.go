@@ -42,7 +42,12 @@ func base(self Self) nft.State {
 	refuse := fmt.Sprintf("%s daddr %s %s daddr != %s goto refuse", ip, self.ServiceCIDR.Masked(), ip, self.DNS)
 	// Nor does one with a load balancer's address, which would leave the machine again.
 	balancer := fmt.Sprintf("%s daddr @balancer-ips goto refuse", ip)
-	s.Chains["filter-forward"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority), Rules: []string{refuse, balancer}}
+	forward := []string{refuse, balancer}
+	if ip == knftables.IPv6Family {
+		// A neighbour that checks whether the address is still here is answered by package announce.
+		forward = []string{refuse, "ip6 daddr @balancer-ips icmpv6 type nd-neighbor-solicit drop", balancer}
+	}
+	s.Chains["filter-forward"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority), Rules: forward}
 	s.Chains["filter-output"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.OutputHook, knftables.FilterPriority), Rules: []string{refuse, balancer}}
 	s.Chains["filter-input"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.InputHook, knftables.FilterPriority), Rules: []string{
 		"ct state new meta l4proto . th dport @nodeport-rejects goto refuse",
