@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 	resourcehelper "k8s.io/component-helpers/resource"
 	v1qos "k8s.io/kubernetes/pkg/apis/core/v1/helper/qos"
@@ -40,8 +40,8 @@ func (r rejection) Error() string { return r.message }
 func (l *ledger) admit(pod *v1.Pod, have v1.ResourceList) (given map[string][]string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.fits(pod, have); err != nil {
-		return nil, err
+	if short := l.short(pod, have); len(short) > 0 {
+		return nil, short[0].rejection()
 	}
 	given, err = l.devices.Allocate(pod)
 	if err != nil {
@@ -51,41 +51,50 @@ func (l *ledger) admit(pod *v1.Pod, have v1.ResourceList) (given map[string][]st
 	return given, nil
 }
 
-// fits returns the first that the pod requests and that is not there. Called with mu.
-func (l *ledger) fits(pod *v1.Pod, have v1.ResourceList) error {
+// shortage is what a pod requests of a resource, and what others have and this peer.
+type shortage struct {
+	name             v1.ResourceName
+	want, used, have resource.Quantity
+}
+
+// short is what the pod requests beyond what others leave of have, in the order in which
+// kubelet looks at resources. Called with mu.
+func (l *ledger) short(pod *v1.Pod, have v1.ResourceList) (short []shortage) {
 	used, others := l.sum(pod.UID)
-	if most := have[v1.ResourcePods]; others+1 > most.Value() {
-		return outOf(v1.ResourcePods, 1, others, most.Value())
-	}
 	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
-	names := slices.SortedFunc(maps.Keys(requests), func(a, b v1.ResourceName) int { return cmp.Or(order(a)-order(b), cmp.Compare(a, b)) })
-	for _, name := range names {
-		want, all, taken := requests[name], have[name], used[name]
+	requests[v1.ResourcePods] = *resource.NewQuantity(1, resource.DecimalSI)
+	used[v1.ResourcePods] = *resource.NewQuantity(others, resource.DecimalSI)
+	for name, want := range requests {
 		if _, known := have[name]; !known && name == v1.ResourceEphemeralStorage {
 			continue // its size could not be told
 		}
-		if want.IsZero() {
-			continue
+		s := shortage{name, want, used[name], have[name]}
+		if !want.IsZero() && s.thousandths() > 0 {
+			short = append(short, s)
 		}
-		sum := want.DeepCopy()
-		sum.Add(taken)
-		if sum.Cmp(all) <= 0 {
-			continue
-		}
-		if name == v1.ResourceCPU {
-			return outOf(name, want.MilliValue(), taken.MilliValue(), all.MilliValue())
-		}
-		return outOf(name, want.Value(), taken.Value(), all.Value())
 	}
-	return nil
+	slices.SortFunc(short, func(a, b shortage) int {
+		return cmp.Or(order(a.name)-order(b.name), cmp.Compare(a.name, b.name))
+	})
+	return short
 }
 
-// used is what all pods but one have.
-func (l *ledger) used(but types.UID) v1.ResourceList {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	used, _ := l.sum(but)
-	return used
+// thousandths are missing.
+func (s shortage) thousandths() int64 {
+	return s.want.MilliValue() + s.used.MilliValue() - s.have.MilliValue()
+}
+
+// units are its numbers as messages have them.
+func (s shortage) units() (want, used, have int64) {
+	if s.name == v1.ResourceCPU {
+		return s.want.MilliValue(), s.used.MilliValue(), s.have.MilliValue()
+	}
+	return s.want.Value(), s.used.Value(), s.have.Value()
+}
+
+func (s shortage) rejection() rejection {
+	want, used, have := s.units()
+	return rejection{outOfPrefix + string(s.name), fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", s.name, want, used, have)}
 }
 
 // sum is what all pods but one have, and how many they are. What one was refused in a resize
@@ -106,13 +115,10 @@ func (l *ledger) sum(but types.UID) (v1.ResourceList, int64) {
 	return used, n
 }
 
-// order is that in which kubelet looks at resources.
+// order is that in which kubelet looks at resources: the number of pods, CPU, memory,
+// storage, then all others.
 func order(name v1.ResourceName) int {
-	return slices.Index([]v1.ResourceName{"", v1.ResourceEphemeralStorage, v1.ResourceMemory, v1.ResourceCPU}, name) * -1
-}
-
-func outOf(name v1.ResourceName, requested, used, capacity int64) error {
-	return rejection{outOfPrefix + string(name), fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, requested, used, capacity)}
+	return -slices.Index([]v1.ResourceName{v1.ResourceEphemeralStorage, v1.ResourceMemory, v1.ResourceCPU, v1.ResourcePods}, name)
 }
 
 // keep notes a pod that runs here already, with the devices that it has.
@@ -123,13 +129,37 @@ func (l *ledger) keep(pod *v1.Pod, given map[string][]string) {
 	l.devices.Restore(pod.UID, given)
 }
 
-// update takes in a newer spec of a pod that was admitted, and that there is room for.
+// update takes in a newer spec of a pod that was admitted, and that takes no more for it.
 func (l *ledger) update(pod *v1.Pod) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.pods[pod.UID] != nil {
 		l.pods[pod.UID] = pod
 	}
+}
+
+// resize gives a pod that was admitted what it requests of have now, or keeps what it has
+// and says why.
+func (l *ledger) resize(pod *v1.Pod, have v1.ResourceList) room {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var deferred room
+	for _, s := range l.short(pod, have) {
+		if s.name != v1.ResourceCPU && s.name != v1.ResourceMemory {
+			continue // it is not resized
+		}
+		if s.want.Cmp(s.have) > 0 {
+			want, _, have := s.units()
+			return room{v1.PodReasonInfeasible, fmt.Sprintf("Node didn't have enough capacity: %s, requested: %d, capacity: %d", s.name, want, have)}
+		}
+		if deferred.reason == "" {
+			deferred = room{v1.PodReasonDeferred, fmt.Sprintf("Node didn't have enough resource: %s", s.name)}
+		}
+	}
+	if deferred.reason == "" && l.pods[pod.UID] != nil {
+		l.pods[pod.UID] = pod
+	}
+	return deferred
 }
 
 // release gives back what a pod had. Idempotent.

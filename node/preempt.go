@@ -22,33 +22,16 @@ const preempting = "Preempting"
 // retryAdmission is how often room is looked for that preempted pods are about to give back.
 const retryAdmission = 200 * time.Millisecond
 
-// missing is what the pod requests beyond what is left of have, in thousandths. Called with mu.
-func (l *ledger) missing(pod *v1.Pod, have v1.ResourceList) map[v1.ResourceName]int64 {
-	used, others := l.sum(pod.UID)
-	out := map[v1.ResourceName]int64{}
-	if most := have[v1.ResourcePods]; others+1 > most.Value() {
-		out[v1.ResourcePods] = (others + 1 - most.Value()) * 1000
-	}
-	for name, want := range resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{}) {
-		all, known := have[name]
-		if want.IsZero() || !known && name == v1.ResourceEphemeralStorage {
-			continue
-		}
-		taken := used[name]
-		if n := want.MilliValue() + taken.MilliValue() - all.MilliValue(); n > 0 {
-			out[name] = n
-		}
-	}
-	return out
-}
-
 // victims are the pods whose end makes room for a critical one: as few and as little as can
 // be, guaranteed ones only for what the others do not have, best-effort ones for the rest,
 // as kubelet chooses. nil: there is no such room.
 func (l *ledger) victims(pod *v1.Pod, have v1.ResourceList) []*v1.Pod {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	need := l.missing(pod, have)
+	need := map[v1.ResourceName]int64{} // in thousandths
+	for _, s := range l.short(pod, have) {
+		need[s.name] = s.thousandths()
+	}
 	byClass := map[v1.PodQOSClass][]*v1.Pod{}
 	var all []*v1.Pod
 	for _, uid := range slices.Sorted(maps.Keys(l.pods)) {

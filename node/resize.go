@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	resourcehelper "k8s.io/component-helpers/resource"
 
 	"github.com/rundigitalplatform/rookery/node/plan"
 	"github.com/rundigitalplatform/rookery/node/spec"
@@ -54,7 +52,7 @@ const resizeSandbox plan.Kind = "resize sandbox"
 // never for that. Called with mu.
 func (w *worker) boundSandbox(now time.Time) time.Time {
 	want := spec.PodResources(w.pod)
-	if !w.halt.Since.IsZero() || w.sandbox == nil || !w.sandbox.Running || w.busy[""] != nil || w.bounds != nil && *w.bounds == want || w.noRoom().reason != "" {
+	if !w.halt.Since.IsZero() || w.sandbox == nil || !w.sandbox.Running || w.busy[""] != nil || w.bounds != nil && *w.bounds == want || w.room.reason != "" {
 		return time.Time{}
 	}
 	if now.Before(w.notBefore) {
@@ -102,33 +100,15 @@ func (w *worker) spare(ctx context.Context, id string, limit int64) error {
 // room is why a pod's new resources do not fit, in kubelet's words; empty if they do.
 type room struct{ reason, message string }
 
-// noRoom looks whether what the pod asks for now fits beside the others, if that is
-// not what it runs with. Called with mu.
-func (w *worker) noRoom() room {
-	if !w.resizes() {
-		return room{}
+// book notes what the pod asks for now, if it runs with that or it fits beside the others.
+// Called with mu, once in a step.
+func (w *worker) book() {
+	w.room = room{}
+	if w.resizes() {
+		w.room = w.a.ledger.resize(w.pod, w.a.node.allocatable())
+	} else {
+		w.a.ledger.update(w.pod)
 	}
-	have, others := w.a.node.allocatable(), w.a.ledger.used(w.uid)
-	requests := resourcehelper.PodRequests(w.pod, resourcehelper.PodResourcesOptions{})
-	for _, name := range slices.Sorted(maps.Keys(requests)) { // else the reason is now this, now that
-		want := requests[name]
-		all, ok := have[name]
-		if !ok {
-			continue
-		}
-		if want.Cmp(all) > 0 {
-			requested, capacity := want.Value(), all.Value()
-			if name == v1.ResourceCPU {
-				requested, capacity = want.MilliValue(), all.MilliValue()
-			}
-			return room{v1.PodReasonInfeasible, fmt.Sprintf("Node didn't have enough capacity: %s, requested: %d, capacity: %d", name, requested, capacity)}
-		}
-		want.Add(others[name])
-		if want.Cmp(all) > 0 {
-			return room{v1.PodReasonDeferred, fmt.Sprintf("Node didn't have enough resource: %s", name)}
-		}
-	}
-	return room{}
 }
 
 // resizes: a container, or the pod as a whole, runs with other resources than the pod
@@ -160,12 +140,9 @@ func (w *worker) reportResize(out *v1.PodStatus, now time.Time) {
 		return
 	}
 	next := v1.PodCondition{Type: v1.PodResizeInProgress, Status: v1.ConditionTrue, ObservedGeneration: w.pod.Generation, LastTransitionTime: metav1.NewTime(now)}
-	if r := w.noRoom(); r.reason != "" {
+	if r := w.room; r.reason != "" {
 		next.Type, next.Reason, next.Message = v1.PodResizePending, r.reason, r.message
 		w.tellOnce("resize", v1.EventTypeWarning, "Resize"+r.reason, "%s", r.message)
-		if r.reason == v1.PodReasonDeferred && w.timer == nil {
-			w.wakeAt(now.Add(resizeAgain))
-		}
 	}
 	for _, c := range spec.Containers(w.pod) {
 		m := w.memory[c.Name]

@@ -6,6 +6,8 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/rundigitalplatform/rookery/node/devices"
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
@@ -37,6 +40,7 @@ func TestResize(t *testing.T) {
 		w.create(`
 metadata: {name: a}
 spec:
+  activeDeadlineSeconds: 36000 # its time is far, and must not put off what is sooner
   containers:
   - name: web
     image: "localhost/hello:1"
@@ -101,6 +105,46 @@ spec:
 			t.Errorf("events: %v", err)
 		}
 	})
+}
+
+// Of two resizes at once that fit one by one, but not together, one is granted.
+func TestResizesAtOnce(t *testing.T) {
+	table, err := devices.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := v1.ResourceList{v1.ResourceCPU: resource.MustParse("1"), v1.ResourceMemory: resource.MustParse("1Gi"), v1.ResourcePods: resource.MustParse("10")}
+	for range 200 {
+		l := newLedger(table)
+		var granted, deferred atomic.Int32
+		var wg sync.WaitGroup
+		begin := make(chan struct{})
+		for _, name := range []string{"a", "b"} {
+			if _, err := l.admit(sized(name, 0, v1.PodQOSBurstable, "100m"), have); err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() {
+				<-begin
+				switch r := l.resize(sized(name, 0, v1.PodQOSBurstable, "600m"), have); r.reason {
+				case "":
+					granted.Add(1)
+				case v1.PodReasonDeferred:
+					deferred.Add(1)
+				default:
+					t.Error(r)
+				}
+			})
+		}
+		close(begin)
+		wg.Wait()
+		if granted.Load() != 1 || deferred.Load() != 1 {
+			t.Fatalf("%d are granted and %d deferred", granted.Load(), deferred.Load())
+		}
+	}
+	l := newLedger(table)
+	if r := l.resize(sized("a", 0, v1.PodQOSBurstable, "2"), have); r != (room{v1.PodReasonInfeasible, "Node didn't have enough capacity: cpu, requested: 2000, capacity: 1000"}) {
+		t.Error(r)
+	}
 }
 
 // The sandbox has the pod's own resources and the weight of all its containers, and

@@ -40,6 +40,7 @@ func (w *worker) step() {
 	w.decideHalt(now)
 	w.admit()
 	w.syncProbes()
+	w.book()
 	in := w.input(now)
 	plan.Observe(in, w.terminated)
 	var result plan.Result
@@ -57,6 +58,9 @@ func (w *worker) step() {
 		w.act(action)
 	}
 	result.Wake = sooner(result.Wake, w.boundSandbox(now))
+	if w.room.reason == v1.PodReasonDeferred {
+		result.Wake = sooner(result.Wake, now.Add(resizeAgain))
+	}
 	if w.halt.Since.IsZero() {
 		result.Wake = sooner(result.Wake, w.deadline())
 	}
@@ -97,10 +101,7 @@ func (w *worker) input(now time.Time) plan.Input {
 		VolumesReady: w.volumes, Attached: w.attached, NotBefore: w.notBefore,
 		Memory: w.memory, Health: w.health(), Busy: map[string]plan.Task{},
 	}
-	in.NoRoom = w.noRoom().reason != ""
-	if !in.NoRoom {
-		w.a.ledger.update(w.pod)
-	}
+	in.NoRoom = w.room.reason != ""
 	in.TornDown = w.torn == 2 || w.torn == 1 && !w.halt.Remove && !w.halt.Discard
 	for name, t := range w.busy {
 		in.Busy[name] = t.Task

@@ -59,6 +59,7 @@ type worker struct {
 	message     string
 	disruption  *v1.PodCondition    // that says so, if it was evicted
 	booked      bool                // in the ledger, or rejected
+	room        room                // why the ledger does not have what the pod asks for now
 	roomless    bool                // neither yet: others are ended for its sake
 	admitted    bool                // it may run here, for as long as it lives
 	devices     map[string][]string // that it was given, by container
