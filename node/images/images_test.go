@@ -36,6 +36,7 @@ type desk struct {
 	pulls   []string // reference and user
 	fail    func(ref, user string) error
 	slow    time.Duration
+	linger  time.Duration // of an engine that needs it to give up
 	named   []string
 	total   int64
 	short   []string
@@ -89,12 +90,13 @@ func (d *desk) pull(ctx context.Context, ref string, auth *runtime.RegistryAuth)
 	d.pulling++
 	d.most = max(d.most, d.pulling)
 	d.pulls = append(d.pulls, strings.TrimPrefix(ref, "reg.test/")+" "+user)
-	slow, fail := d.slow, d.fail
+	slow, linger, fail := d.slow, d.linger, d.fail
 	d.mu.Unlock()
 	defer func() { d.mu.Lock(); d.pulling--; d.mu.Unlock() }()
 	select {
 	case <-time.After(slow):
 	case <-ctx.Done():
+		time.Sleep(linger)
 		return ctx.Err()
 	}
 	if fail != nil {
@@ -172,7 +174,7 @@ func TestPullsAreSharedAndBounded(t *testing.T) {
 func TestPullIsGivenUp(t *testing.T) {
 	bubble(t, func(t *testing.T, file string) {
 		d := newDesk(t, file, Policy{})
-		d.slow = time.Minute
+		d.slow, d.linger = time.Minute, time.Second
 		first, cancelFirst := context.WithCancel(t.Context())
 		second, cancelSecond := context.WithCancel(t.Context())
 		defer cancelSecond()
@@ -192,7 +194,6 @@ func TestPullIsGivenUp(t *testing.T) {
 		if err := <-errs; !errors.Is(err, context.Canceled) {
 			t.Errorf("the second got %v", err)
 		}
-		synctest.Wait()
 		if d.pulling != 0 || d.here() != "" || len(d.book.Pulling) != 0 {
 			t.Errorf("%d pulls go on, here is %q, book %+v", d.pulling, d.here(), d.book)
 		}

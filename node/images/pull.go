@@ -33,7 +33,8 @@ type flight struct {
 
 // Pull fetches an image from its registry. It tries the logins in order, then what the
 // machine itself has. Who asks for the same with the same logins while that is under
-// way shares it; it is given up when nobody waits any more. The error is the registry's.
+// way shares it; it is given up when nobody waits any more, and who was the last waits
+// until nothing of it is left. The error is the registry's.
 func (m *Manager) Pull(ctx context.Context, ref string, logins []credentialprovider.TrackedAuthConfig) (Pulled, error) {
 	key := ref
 	for i := range logins {
@@ -64,13 +65,16 @@ func (m *Manager) Pull(ctx context.Context, ref string, logins []credentialprovi
 	case <-f.done:
 	case <-ctx.Done():
 		m.mu.Lock()
-		if f.waiters--; f.waiters == 0 {
-			f.cancel()
-			if m.flights[key] == f {
-				delete(m.flights, key) // who comes now begins anew
-			}
+		f.waiters--
+		last := f.waiters == 0
+		if last && m.flights[key] == f {
+			delete(m.flights, key) // who comes now begins anew
 		}
 		m.mu.Unlock()
+		if last {
+			f.cancel()
+			<-f.done
+		}
 		return Pulled{}, ctx.Err()
 	}
 	return f.pulled, f.err
