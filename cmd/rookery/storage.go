@@ -45,7 +45,7 @@ func (s *storage) place() (string, error) {
 }
 
 // mendFiles sets torn files aside with which Podman would not start.
-func (s *storage) mendFiles(log *slog.Logger) error {
+func (s *storage) mendFiles(ctx context.Context, log *slog.Logger) error {
 	if pid, err := running(s.dir); err != nil || pid != 0 {
 		return err // lock says it better
 	}
@@ -60,7 +60,7 @@ func (s *storage) mendFiles(log *slog.Logger) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.Warn("read what was set aside of Podman's storage", "error", err)
 	}
-	found, err := podman.MendFiles(at)
+	found, err := podman.MendFiles(ctx, at)
 	if err != nil {
 		log.Warn("mend Podman's storage", "error", err)
 	}

@@ -66,7 +66,7 @@ func up(ctx context.Context, cfg config) error {
 		return err
 	}
 	kept := &storage{podman: engine, dir: cfg.DataDir}
-	if err := kept.mendFiles(log); err != nil {
+	if err := kept.mendFiles(ctx, log); err != nil {
 		return err
 	}
 	if err := check.FirstFatal(vital(ctx, cfg, engine)); err != nil {

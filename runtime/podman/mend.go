@@ -23,16 +23,22 @@ import (
 	"github.com/rundigitalplatform/rookery/runtime/podman/store"
 )
 
+// listWait is for a Podman that writes a list; one that holds it for longer hangs.
+const listWait = 10 * time.Second
+
 // MendFiles sets aside what a power loss left torn in Podman's storage in dir, so that
-// Podman starts; it need not run. What could not be set aside is in the error.
-func MendFiles(dir string) (all []runtime.Damage, err error) {
+// Podman starts; it need not run. What could not be set aside is in the error. It waits
+// for each list that another program has locked, for some seconds or until ctx ends.
+func MendFiles(ctx context.Context, dir string) (all []runtime.Damage, err error) {
 	found, err := store.LookAtLists(dir)
 	if err != nil {
 		return nil, fmt.Errorf("look at Podman's storage: %w", err)
 	}
 	var errs []error
 	for _, torn := range found {
-		to, err := store.SetAside(torn, time.Now())
+		limited, cancel := context.WithTimeout(ctx, listWait)
+		to, err := store.SetAside(limited, torn, time.Now())
+		cancel()
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -69,7 +75,7 @@ func (r *Runtime) Mend(ctx context.Context, thorough bool, ours func(name string
 	if err != nil {
 		return nil, err
 	}
-	all, err := MendFiles(dir)
+	all, err := MendFiles(ctx, dir)
 	if err != nil {
 		return all, err
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -14,8 +15,8 @@ import (
 
 // SetAside gives a torn file another name, so that nothing of it is lost and Podman goes on without;
 // of a list, the elements before the tear stay. It returns the new name, and tells a Podman
-// that runs to read the list again.
-func SetAside(t Torn, now time.Time) (to string, err error) {
+// that runs to read the list again. It waits until ctx ends for who writes the list.
+func SetAside(ctx context.Context, t Torn, now time.Time) (to string, err error) {
 	to = t.Path + ".torn-" + now.UTC().Format("20060102T150405")
 	if t.kind == database {
 		if err := os.Rename(t.Path, to); err != nil {
@@ -23,7 +24,7 @@ func SetAside(t Torn, now time.Time) (to string, err error) {
 		}
 		return to, nil
 	}
-	unlock, err := lockList(t.lock)
+	unlock, err := lockList(ctx, t.lock)
 	if err != nil {
 		return "", fmt.Errorf("set %s aside: %w", t.What, err)
 	}
@@ -61,15 +62,17 @@ func rescue(path string) ([]byte, error) {
 // there than before reads the list again.
 const writerSize = 64
 
+// lockPause is between looks whether a lock is free: its holder writes one file.
+const lockPause = 50 * time.Millisecond
+
 // lockList takes the lock of a list of containers/storage, and on release leaves a new
 // last writer in it.
-func lockList(path string) (unlock func(), err error) {
+func lockList(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	lock := unix.Flock_t{Type: unix.F_WRLCK}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &lock); err != nil {
+	if err := await(ctx, f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
@@ -80,4 +83,20 @@ func lockList(path string) (unlock func(), err error) {
 		}
 		f.Close()
 	}, nil
+}
+
+// await locks a file for writing, as soon as nobody else has it and until ctx ends. A call
+// of the kernel that waits itself would not end with ctx.
+func await(ctx context.Context, f *os.File) error {
+	for {
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("another program holds it: %w", ctx.Err())
+		case <-time.After(lockPause):
+		}
+	}
 }

@@ -3,11 +3,13 @@ package store
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // storage is what Podman leaves of one image of two layers and a container.
@@ -197,7 +200,20 @@ func TestSetAside(t *testing.T) {
 	if err != nil || len(found.Torn) != 1 {
 		t.Fatal(text(found), err)
 	}
-	to, err := SetAside(found.Torn[0], time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
+	podman, err := os.OpenFile(filepath.Join(dir, "overlay-layers", "layers.lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.FcntlFlock(podman.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 3*lockPause)
+	defer cancel()
+	if _, err := SetAside(short, found.Torn[0], time.Now()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while Podman holds the list: %v", err)
+	}
+	time.AfterFunc(3*lockPause, func() { podman.Close() })
+	to, err := SetAside(t.Context(), found.Torn[0], time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
 	if err != nil || to != path+".torn-20260102T030405" {
 		t.Fatal(to, err)
 	}
@@ -228,7 +244,7 @@ func TestSetDatabaseAside(t *testing.T) {
 	if err != nil || len(found.Torn) != 1 {
 		t.Fatal(text(found), err)
 	}
-	if _, err := SetAside(found.Torn[0], time.Now()); err != nil {
+	if _, err := SetAside(t.Context(), found.Torn[0], time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
