@@ -17,7 +17,8 @@ import (
 
 // followed watches the objects that are in the pods' volumes, each once however many
 // pods have it, so that a change is in the files as soon as the API tells. An object
-// that is immutable is not watched any longer.
+// that is immutable is not watched any longer, until a pod is given another in its
+// place: it was deleted and made again.
 type followed struct {
 	client kubernetes.Interface
 	// changed is called with the pods whose files are out of date. It must not block.
@@ -40,10 +41,13 @@ const (
 	trustBundleKind = "clustertrustbundles"
 )
 
-// watch is of one object. used is the version that each pod's files have: "" for an
-// object that is not there, unread for one that was not read yet.
+// watch is of one object.
 type watch struct {
-	stop context.CancelFunc
+	stop  context.CancelFunc
+	again func() // replaces this watch by a new one; called under mu
+	fixed string // the version of an immutable object, for which it has stopped; "": it goes on
+	// used is the version that each pod's files have: "" for an object that is not
+	// there, unread for one that was not read yet.
 	used map[types.UID]string
 }
 
@@ -86,20 +90,27 @@ func (f *followed) pod(ctx context.Context, uid types.UID, keys map[objectKey]bo
 	defer f.mu.Unlock()
 	f.keep(uid, keys)
 	for key := range keys {
-		w := f.watches[key]
-		if w == nil {
-			run, stop := context.WithCancel(ctx)
-			w = &watch{stop: stop, used: map[types.UID]string{}}
-			if !spawn(func() { f.run(run, key, w) }) {
-				stop()
-				return
-			}
-			f.watches[key] = w
+		if f.watches[key] == nil && !f.start(ctx, key, map[types.UID]string{}, spawn) {
+			return
 		}
+		w := f.watches[key]
 		if _, ok := w.used[uid]; !ok {
 			w.used[uid] = unread
 		}
 	}
+}
+
+// start begins to watch an object, unless the agent is closing. Under mu.
+func (f *followed) start(ctx context.Context, key objectKey, used map[types.UID]string, spawn func(func()) bool) bool {
+	run, stop := context.WithCancel(ctx)
+	w := &watch{stop: stop, used: used}
+	w.again = func() { f.start(ctx, key, used, spawn) }
+	if !spawn(func() { f.run(run, key, w) }) {
+		stop()
+		return false
+	}
+	f.watches[key] = w
+	return true
 }
 
 // gone ends what is followed for a pod.
@@ -130,6 +141,9 @@ func (f *followed) read(key objectKey, uid types.UID, version string) {
 	if w := f.watches[key]; w != nil {
 		if _, ok := w.used[uid]; ok {
 			w.used[uid] = version
+			if w.fixed != "" && w.fixed != version {
+				w.again()
+			}
 		}
 	}
 }
@@ -170,6 +184,7 @@ func (f *followed) tell(key objectKey, w *watch, version string, object any) {
 		}
 	}
 	if immutable(object) {
+		w.fixed = version
 		w.stop()
 	}
 	f.mu.Unlock()

@@ -111,7 +111,18 @@ func TestFilesFollow(t *testing.T) {
 			}
 		}
 
+		// One that was made again in its place is followed when a pod is given it.
+		w.create("metadata: {name: b}\nspec: {containers: [{name: web, image: 'localhost/hello:1'}], volumes: [{name: fixed, configMap: {name: fixed}}]}")
+		w.sleep(time.Second)
+		_, err = core.ConfigMaps("default").Update(t.Context(), configMap("fixed", "6", "loose"), metav1.UpdateOptions{})
+		update(err)
+		check("fixed", "k", "loose")
+		if have := w.file("b", "fixed", "k"); have != "loose" {
+			t.Errorf("the second pod has %q", have)
+		}
+
 		w.delete("a", 1)
+		w.delete("b", 1)
 		w.sleep(3 * time.Second)
 		if n := len(w.agent.followed.watches); n != 0 {
 			t.Errorf("%d objects are still watched", n)
