@@ -100,12 +100,12 @@ func (a *Agent) files(ctx context.Context) (*usage.Files, error) {
 			a.log.Warn("measure pod", "pod", w.name(), "error", err)
 			continue
 		}
-		files := usage.PodFiles{Containers: map[string]usage.ContainerFiles{}, Volumes: map[string]usage.Space{}, Other: usage.Space(d.volumes.Other)}
+		files := usage.PodFiles{Containers: map[string]usage.ContainerFiles{}, Volumes: map[string]runtime.Space{}, Other: d.volumes.Other}
 		for name, u := range d.containers {
-			files.Containers[name] = usage.ContainerFiles{Layer: usage.Space(u.Layer), Logs: usage.Space(u.Logs)}
+			files.Containers[name] = usage.ContainerFiles{Layer: u.Layer, Logs: u.Logs}
 		}
 		for name, u := range d.volumes.EmptyDirs {
-			files.Volumes[name] = usage.Space(u)
+			files.Volumes[name] = u
 		}
 		out.Pods[string(pod.UID)] = files
 	}

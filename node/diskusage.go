@@ -41,7 +41,7 @@ func (w *worker) disk(ctx context.Context) (diskUsage, error) {
 		return out, err
 	}
 	for _, u := range byID {
-		out.all.Layer, out.all.Logs = add(out.all.Layer, u.Layer), add(out.all.Logs, u.Logs)
+		out.all.Layer, out.all.Logs = out.all.Layer.Add(u.Layer), out.all.Logs.Add(u.Logs)
 	}
 	for _, c := range spec.Containers(pod) {
 		if newest := plan.Newest(sandbox, c.Name); newest != nil {
@@ -51,10 +51,6 @@ func (w *worker) disk(ctx context.Context) (diskUsage, error) {
 		}
 	}
 	return out, nil
-}
-
-func add(a, b runtime.Space) runtime.Space {
-	return runtime.Space{Bytes: a.Bytes + b.Bytes, Inodes: a.Inodes + b.Inodes}
 }
 
 // usage is what eviction has to know of the pod; onDisk asks for that too, which is not cheap.
@@ -76,8 +72,8 @@ func (w *worker) usage(ctx context.Context, onDisk bool) (eviction.Usage, error)
 	if err != nil {
 		return out, err
 	}
-	out.Volumes = eviction.Space(d.volumes.All())
-	out.Layers = eviction.Space(add(d.all.Layer, d.all.Logs))
+	out.Volumes = d.volumes.All()
+	out.Layers = d.all.Layer.Add(d.all.Logs)
 	for i := range out.Containers {
 		u := d.containers[out.Containers[i].Name]
 		out.Containers[i].Disk = u.Layer.Bytes + u.Logs.Bytes

@@ -237,6 +237,9 @@ type DiskUsage struct {
 // Space is what files take on a disk.
 type Space struct{ Bytes, Inodes int64 }
 
+// Add sums up.
+func (s Space) Add(more Space) Space { return Space{s.Bytes + more.Bytes, s.Inodes + more.Inodes} }
+
 // ContainerSpec is what a container is made from. Everything is resolved: no
 // reference to another object remains.
 type ContainerSpec struct {

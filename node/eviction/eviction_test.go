@@ -12,6 +12,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 func podOf(t *testing.T, name, spec string) *v1.Pod {
@@ -115,9 +117,9 @@ func TestRank(t *testing.T) {
 	const mi = 1 << 20
 	used := map[string]Usage{
 		"below":     {Memory: 90 * mi, Processes: 900},
-		"above":     {Memory: 30 * mi, Processes: 10, Layers: Space{Bytes: 500, Inodes: 3}},
-		"far-above": {Memory: 80 * mi, Processes: 20, Volumes: Space{Bytes: 400, Inodes: 9}},
-		"important": {Memory: 800 * mi, Processes: 30, Volumes: Space{Bytes: 300, Inodes: 1}, Layers: Space{Bytes: 300, Inodes: 1}},
+		"above":     {Memory: 30 * mi, Processes: 10, Layers: runtime.Space{Bytes: 500, Inodes: 3}},
+		"far-above": {Memory: 80 * mi, Processes: 20, Volumes: runtime.Space{Bytes: 400, Inodes: 9}},
+		"important": {Memory: 800 * mi, Processes: 30, Volumes: runtime.Space{Bytes: 300, Inodes: 1}, Layers: runtime.Space{Bytes: 300, Inodes: 1}},
 	}
 	specs := map[string]string{
 		"below":     "containers: [{name: a, resources: {requests: {memory: 100Mi, ephemeral-storage: 1Mi}}}]",

@@ -10,6 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
 	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
+
+	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 // Usage is what a pod uses now.
@@ -17,12 +19,9 @@ type Usage struct {
 	Memory    int64 // working set
 	Processes int64
 	// Volumes are its directories on nodefs; Layers what its containers wrote, and their logs, on imagefs.
-	Volumes, Layers Space
+	Volumes, Layers runtime.Space
 	Containers      []ContainerUsage
 }
-
-// Space is what files take.
-type Space struct{ Bytes, Inodes int64 }
 
 // ContainerUsage is a container's; Disk counts what it wrote and its log.
 type ContainerUsage struct {
@@ -88,7 +87,7 @@ func (t Threshold) of(pod *v1.Pod, u Usage, oneDisk bool) (used, request int64) 
 		space = u.Layers
 	}
 	if oneDisk {
-		space = Space{u.Volumes.Bytes + u.Layers.Bytes, u.Volumes.Inodes + u.Layers.Inodes}
+		space = u.Volumes.Add(u.Layers)
 	}
 	if t.Resource() == inodes {
 		return space.Inodes, 0

@@ -6,6 +6,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+
+	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 // Files is what the machine's file systems hold, and its process ids.
@@ -23,15 +25,12 @@ type FS struct{ Available, Capacity, InodesFree, Inodes int64 }
 // PodFiles are those of a pod.
 type PodFiles struct {
 	Containers map[string]ContainerFiles // by name
-	Volumes    map[string]Space          // its directories on disk, by name
-	Other      Space                     // all else that is counted as its own
+	Volumes    map[string]runtime.Space  // its directories on disk, by name
+	Other      runtime.Space             // all else that is counted as its own
 }
 
 // ContainerFiles are what a container has written.
-type ContainerFiles struct{ Layer, Logs Space }
-
-// Space is what files take.
-type Space struct{ Bytes, Inodes int64 }
+type ContainerFiles struct{ Layer, Logs runtime.Space }
 
 const (
 	// measured is how long files that were measured are good for those who ask next: looking
@@ -83,8 +82,8 @@ func (f *Files) add(to *stats.Summary) {
 			continue
 		}
 		all := files.Other
-		sum := func(s Space) *Space {
-			all.Bytes, all.Inodes = all.Bytes+s.Bytes, all.Inodes+s.Inodes
+		sum := func(s runtime.Space) *runtime.Space {
+			all = all.Add(s)
 			return &s
 		}
 		for k := range pod.Containers {
@@ -104,7 +103,7 @@ func (f *Files) add(to *stats.Summary) {
 }
 
 // stats of a file system, of which something uses that much; nil: count all that is used.
-func (f FS) stats(at metav1.Time, used *Space) *stats.FsStats {
+func (f FS) stats(at metav1.Time, used *runtime.Space) *stats.FsStats {
 	if f.Capacity == 0 && used == nil {
 		return nil
 	}

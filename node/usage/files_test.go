@@ -12,6 +12,8 @@ import (
 	"time"
 
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+
+	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 // What a kubelet's summary says of files, network and processes; files are measured again
@@ -35,8 +37,8 @@ func TestSummary(t *testing.T) {
 			return &Files{
 				At: time.Now(), Node: FS{100, 1000, 10, 50}, Images: FS{200, 2000, 0, 0}, Processes: 300, MaxProcesses: 32768,
 				Pods: map[string]PodFiles{"u1": {
-					Containers: map[string]ContainerFiles{"web": {Space{10, 1}, Space{20, 2}}, "side": {Space{1, 1}, Space{2, 1}}},
-					Volumes:    map[string]Space{"v": {40, 4}, "data": {80, 8}}, Other: Space{160, 16},
+					Containers: map[string]ContainerFiles{"web": {space(10, 1), space(20, 2)}, "side": {space(1, 1), space(2, 1)}},
+					Volumes:    map[string]runtime.Space{"v": space(40, 4), "data": space(80, 8)}, Other: space(160, 16),
 				}},
 			}, nil
 		})
@@ -107,3 +109,5 @@ func TestNetwork(t *testing.T) {
 		t.Error("a process that is not there has a network")
 	}
 }
+
+func space(bytes, inodes int64) runtime.Space { return runtime.Space{Bytes: bytes, Inodes: inodes} }

@@ -9,17 +9,18 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/rundigitalplatform/rookery/runtime"
 	"github.com/rundigitalplatform/rookery/runtime/du"
 )
 
 // Disk is what a pod's directory takes.
 type Disk struct {
-	EmptyDirs map[string]du.Usage // those on disk, by name
-	Other     du.Usage            // all else, without what is mounted
+	EmptyDirs map[string]runtime.Space // those on disk, by name
+	Other     runtime.Space            // all else, without what is mounted
 }
 
 // All of it.
-func (d Disk) All() du.Usage {
+func (d Disk) All() runtime.Space {
 	out := d.Other
 	for _, u := range d.EmptyDirs {
 		out = out.Add(u)
@@ -29,7 +30,7 @@ func (d Disk) All() du.Usage {
 
 // Disk measures the pod's directory. It looks at each file in it.
 func (m *Manager) Disk(ctx context.Context, pod *v1.Pod) (Disk, error) {
-	out := Disk{EmptyDirs: map[string]du.Usage{}}
+	out := Disk{EmptyDirs: map[string]runtime.Space{}}
 	for i := range pod.Spec.Volumes {
 		if v := &pod.Spec.Volumes[i]; v.EmptyDir != nil && v.EmptyDir.Medium == v1.StorageMediumDefault {
 			u, err := du.Of(ctx, m.volumeDir(pod.UID, v.Name))

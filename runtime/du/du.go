@@ -11,18 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/rundigitalplatform/rookery/runtime"
 )
-
-// Usage of a directory with all in it.
-type Usage struct{ Bytes, Inodes int64 }
-
-// Add sums up.
-func (u Usage) Add(more Usage) Usage { return Usage{u.Bytes + more.Bytes, u.Inodes + more.Inodes} }
 
 // Of measures a directory or file. What goes away meanwhile does not count; one that is
 // not there is empty. It returns when ctx ends, with the error of that.
-func Of(ctx context.Context, path string) (Usage, error) {
-	var out Usage
+func Of(ctx context.Context, path string) (runtime.Space, error) {
+	var out runtime.Space
 	var device uint64
 	type file struct{ device, inode uint64 }
 	links := map[file]bool{}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/rundigitalplatform/rookery/runtime"
 )
 
 func TestOf(t *testing.T) {
@@ -73,7 +75,7 @@ func TestOf(t *testing.T) {
 		}
 		check("what is mounted below", 7)
 	}
-	if have, err := Of(t.Context(), dir+"/none"); err != nil || have != (Usage{}) {
+	if have, err := Of(t.Context(), dir+"/none"); err != nil || have != (runtime.Space{}) {
 		t.Errorf("what is not there: %+v %v", have, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -32,10 +32,10 @@ func (r *Runtime) Disk(ctx context.Context, s runtime.Sandbox) (map[string]runti
 		if err != nil {
 			return nil, fmt.Errorf("read disk usage of sandbox %s: container %s: %w", s.Name, c.Name, err)
 		}
-		var logs du.Usage
+		var logs runtime.Space
 		rotated, err := filepath.Glob(at.log + "*")
 		for _, log := range rotated {
-			var one du.Usage
+			var one runtime.Space
 			if one, err = du.Of(ctx, log); err != nil {
 				break
 			}
@@ -44,7 +44,7 @@ func (r *Runtime) Disk(ctx context.Context, s runtime.Sandbox) (map[string]runti
 		if err != nil {
 			return nil, fmt.Errorf("read disk usage of sandbox %s: container %s: %w", s.Name, c.Name, err)
 		}
-		out[c.ID] = runtime.DiskUsage{Layer: runtime.Space(layer), Logs: runtime.Space(logs)}
+		out[c.ID] = runtime.DiskUsage{Layer: layer, Logs: logs}
 	}
 	return out, nil
 }
