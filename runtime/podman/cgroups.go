@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
@@ -46,28 +48,23 @@ func (w *where) set(controllers []string, path string) {
 // findCgroups looks where control groups are mounted. With both versions, as systemd's
 // hybrid layout has them, the counters are in version 1.
 func findCgroups(proc string) (*cgroups, error) {
-	data, err := os.ReadFile(filepath.Join(proc, "self", "mountinfo"))
+	file, err := os.Open(filepath.Join(proc, "self", "mountinfo"))
+	if err != nil {
+		return nil, fmt.Errorf("find control groups: %w", err)
+	}
+	defer file.Close()
+	mounts, err := mountinfo.GetMountsFromReader(file, mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return nil, fmt.Errorf("find control groups: %w", err)
 	}
 	g := &cgroups{proc: proc, container: regexp.MustCompile(`libpod-[0-9a-f]{64}`)}
 	unified := ""
-	for line := range strings.Lines(string(data)) {
-		// "… ROOT POINT OPTIONS … - TYPE SOURCE OPTIONS", proc(5)
-		before, after, _ := strings.Cut(line, " - ")
-		head, tail := strings.Fields(before), strings.Fields(after)
-		if len(head) < 5 || len(tail) < 3 {
-			continue
-		}
-		options := strings.Split(tail[2], ",")
-		if tail[0] == "cgroup" || tail[0] == "cgroup2" {
-			g.all = append(g.all, head[4])
-		}
-		switch {
-		case tail[0] == "cgroup2":
-			unified = head[4]
-		case tail[0] == "cgroup":
-			g.mounts.set(options, head[4])
+	for _, m := range mounts {
+		g.all = append(g.all, m.Mountpoint)
+		if m.FSType == "cgroup2" {
+			unified = m.Mountpoint
+		} else {
+			g.mounts.set(strings.Split(m.VFSOptions, ","), m.Mountpoint)
 		}
 	}
 	if g.mounts.spent != "" && g.mounts.memory != "" {

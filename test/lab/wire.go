@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,8 @@ import (
 	"sort"
 	"strings"
 	"syscall"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 func (l *Lab) netns(host string) string { return l.ID + "-" + host }
@@ -91,16 +92,13 @@ func (l *Lab) cable(ctx context.Context, host, state string) error {
 // unmountBelow unmounts what is mounted at or below dir in this mount
 // namespace, the deepest first.
 func unmountBelow(dir string) error {
-	f, err := os.Open("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		return err
 	}
-	defer f.Close()
 	var points []string
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if fields := strings.Fields(s.Text()); len(fields) > 4 && strings.HasPrefix(fields[4]+"/", dir+"/") {
-			points = append(points, fields[4])
-		}
+	for _, m := range mounts {
+		points = append(points, m.Mountpoint)
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(points)))
 	var errs []error
