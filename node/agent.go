@@ -58,15 +58,14 @@ type Agent struct {
 	uptime            func() (boot string, since time.Duration)
 	watch             func(ctx context.Context) // the clock
 
-	mu       sync.Mutex
-	ctx      context.Context // of Run; nil before
-	closed   bool
-	wg       sync.WaitGroup
-	workers  map[types.UID]*worker
-	listed   bool // the engine told once what runs
-	stopping bool // the machine is about to stop
-	orphans  map[string]bool
-	damages  []damage // what was broken in the engine's storage
+	mu      sync.Mutex
+	ctx     context.Context // of Run; nil before
+	closed  bool
+	wg      sync.WaitGroup
+	workers map[types.UID]*worker
+	listed  bool // the engine told once what runs
+	orphans map[string]bool
+	damages []damage // what was broken in the engine's storage
 
 	mending sync.Mutex // held while that is looked at
 	mended  bool       // under mending

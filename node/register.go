@@ -137,12 +137,14 @@ func (r *registrar) kick() {
 	}
 }
 
-// setStopping makes the Node not ready until it is taken back.
-func (r *registrar) setStopping(stopping bool) {
+// setStopping makes the Node not ready until it is taken back; changed: it was not so before.
+func (r *registrar) setStopping(stopping bool) (changed bool) {
 	r.mu.Lock()
+	changed = r.stopping != stopping
 	r.stopping = stopping
 	r.mu.Unlock()
 	r.kick()
+	return changed
 }
 
 func (r *registrar) isStopping() bool {

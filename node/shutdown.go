@@ -16,15 +16,10 @@ import (
 // refused. It returns when all have ended and the API knows, or ctx ends. Resume takes it
 // back; the next daemon knows nothing of it.
 func (a *Agent) Shutdown(ctx context.Context, ordinary, critical time.Duration) {
-	a.mu.Lock()
-	first := !a.stopping
-	a.stopping = true
-	a.mu.Unlock()
-	if !first {
+	if !a.node.setStopping(true) {
 		return
 	}
 	a.log.Info("the machine is about to stop: its pods are ended", "grace", ordinary, "critical", critical)
-	a.node.setStopping(true)
 	for _, group := range []struct {
 		critical bool
 		grace    time.Duration
@@ -49,20 +44,9 @@ func (a *Agent) Shutdown(ctx context.Context, ordinary, critical time.Duration) 
 // Resume is called when the machine stays up after all: the Node is ready again and pods
 // are taken. Those that were ended have failed, and stay so, as with kubelet.
 func (a *Agent) Resume() {
-	a.mu.Lock()
-	was := a.stopping
-	a.stopping = false
-	a.mu.Unlock()
-	if was {
+	if a.node.setStopping(false) {
 		a.log.Info("the machine does not stop: pods are taken again")
-		a.node.setStopping(false)
 	}
-}
-
-func (a *Agent) isStopping() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.stopping
 }
 
 // shutdown begins the end of the pod, unless it ends already.

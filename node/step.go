@@ -132,7 +132,7 @@ func (w *worker) decideHalt(now time.Time) {
 		w.halt = plan.Halt{Since: now, Grace: podGrace(pod), Discard: pod.Status.Reason == evicted || pod.Status.Reason == preempting}
 	case givenUp(pod.Status.Reason): // by a daemon that did not live to see the end of it
 		w.giveUp(pod.Status.Reason, pod.Status.Message, hardGrace, nil)
-	case w.sandbox == nil && w.a.isStopping():
+	case w.sandbox == nil && w.a.node.isStopping():
 		w.refuseNew(now)
 	default:
 		if deadline := w.deadline(); !deadline.IsZero() && !now.Before(deadline) {
