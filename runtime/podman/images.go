@@ -60,6 +60,7 @@ func (r *Runtime) Images(ctx context.Context) ([]runtime.Image, error) {
 			Labels: img.Labels, Containers: img.Containers,
 		})
 	}
+	r.forgetAccounts(out)
 	return out, nil
 }
 

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -108,6 +110,15 @@ func (r *Runtime) identify(ctx context.Context, sandboxID string, c *runtime.Con
 	}
 	c.User = name + ":" + group
 	return nil
+}
+
+// forgetAccounts forgets those of images that are gone.
+func (r *Runtime) forgetAccounts(here []runtime.Image) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.accounts, func(id string, _ accounts) bool {
+		return !slices.ContainsFunc(here, func(image runtime.Image) bool { return image.ID == id })
+	})
 }
 
 // accountsOf reads an image's accounts once; for that it is mounted into the sandbox.
