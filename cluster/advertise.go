@@ -42,6 +42,7 @@ func (m *Members) watchAddress(ctx context.Context) error {
 			m.cfg.Log.Debug("our address is not known", "error", err)
 			continue
 		}
+		m.lookForOther(a)
 		if a == m.Address() {
 			continue
 		}
@@ -49,6 +50,23 @@ func (m *Members) watchAddress(ctx context.Context) error {
 		if err := m.move(a); err != nil {
 			return err
 		}
+	}
+}
+
+// lookForOther keeps what [Members.OtherAddress] says. An IPv6 address comes later than the
+// daemon, when a router announces its network.
+func (m *Members) lookForOther(advertised netip.Addr) {
+	if m.cfg.Other == nil {
+		return
+	}
+	found := m.cfg.Other(advertised)
+	m.mu.Lock()
+	changed := found != m.other
+	m.other = found
+	m.mu.Unlock()
+	if changed {
+		m.cfg.Log.Info("our address of the other IP family", "address", found)
+		m.table.changed()
 	}
 }
 

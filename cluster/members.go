@@ -24,6 +24,9 @@ type MembersConfig struct {
 	// Advertise returns the address at which others reach this machine now. It is asked
 	// every two seconds; see [Advertiser].
 	Advertise func(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error)
+	// Other returns the machine's address of the other IP family than the advertised one, zero
+	// if it has none. It is asked as often. nil: nobody wants to know.
+	Other func(advertised netip.Addr) netip.Addr
 
 	Port          uint16 // our TLS peer port
 	Version       string
@@ -53,6 +56,7 @@ type Members struct {
 	mu      sync.Mutex
 	list    *memberlist.Memberlist // nil unless Run is in it
 	address netip.Addr             // advertised
+	other   netip.Addr             // of the other IP family
 	leaving bool
 }
 
@@ -101,6 +105,7 @@ func (m *Members) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m.lookForOther(addr)
 	if err := m.open(addr); err != nil {
 		return err
 	}
@@ -211,6 +216,14 @@ func (m *Members) Address() netip.Addr {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.address
+}
+
+// OtherAddress is this machine's of the other IP family than Address; zero if it has none,
+// nobody wanted to know, or before Run. A change of it is one of [Members.Snapshot] to those who subscribe.
+func (m *Members) OtherAddress() netip.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.other
 }
 
 // Resolve returns where the peer's TLS port is, for [PortConfig]: what gossip

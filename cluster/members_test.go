@@ -269,6 +269,34 @@ func TestMoveToAnotherAddress(t *testing.T) {
 	})
 }
 
+// An address of the other IP family may come and go while the peer runs.
+func TestOtherAddress(t *testing.T) {
+	a := gossip(t, "a", 'k')
+	a.stop(t)
+	var other atomic.Value
+	other.Store(netip.Addr{})
+	a.cfg.Other = func(advertised netip.Addr) netip.Addr {
+		if advertised != netip.MustParseAddr("127.0.0.1") {
+			t.Errorf("asked for %s", advertised)
+		}
+		return other.Load().(netip.Addr)
+	}
+	a.start(t)
+	a.expect(t, 10*time.Second, "a:alive")
+	wake, cancel := a.Subscribe()
+	defer cancel()
+	for _, want := range []netip.Addr{netip.MustParseAddr("fd77::1"), {}} {
+		other.Store(want)
+		for a.OtherAddress() != want {
+			select {
+			case <-wake:
+			case <-time.After(time.Minute):
+				t.Fatalf("nobody was told of another address; it is %s, want %s", a.OtherAddress(), want)
+			}
+		}
+	}
+}
+
 func TestMetaFits(t *testing.T) {
 	m := meta{V: metaVersion, Port: 65535, Version: strings.Repeat("x", maxVersion), Witness: true, Leaving: true, WGPort: 65535,
 		WGKey: strings.Repeat("x", 44), Key: strings.Repeat("x", 64), Started: 1 << 40}

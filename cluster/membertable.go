@@ -95,6 +95,13 @@ func (t *memberTable) forget(name string) {
 	}
 }
 
+// changed wakes the subscribers for what is not in the table.
+func (t *memberTable) changed() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wake()
+}
+
 // wake must be called with mu held. It never blocks: a subscriber that has not
 // looked since the last wake-up will see this change too.
 func (t *memberTable) wake() {

@@ -57,8 +57,9 @@ type Config struct {
 	// ClusterDomain, by default cluster.local.
 	ClusterDomain string
 	// NodeAddresses are shown in the Node; those of type InternalIP, one of each IP family at
-	// most, are the pods' host addresses.
-	NodeAddresses []v1.NodeAddress
+	// most, are the pods' host addresses. It is asked often, for they may change, and must
+	// not block. nil: none.
+	NodeAddresses func() []v1.NodeAddress
 	// PodCIDRs are this peer's parts of the pod network, one of each IP family.
 	PodCIDRs []netip.Prefix
 	// Labels are put on the Node beside the standard ones.
@@ -131,6 +132,9 @@ func (c Config) withDefaults() (Config, error) {
 	need(c.Informers != nil, "Informers")
 	need(c.Runtime != nil, "Runtime")
 	need(c.Network != nil, "Network")
+	if c.NodeAddresses == nil {
+		c.NodeAddresses = func() []v1.NodeAddress { return nil }
+	}
 	if c.ClusterDomain == "" {
 		c.ClusterDomain = "cluster.local"
 	}
@@ -157,7 +161,7 @@ func (c Config) withDefaults() (Config, error) {
 
 func (c Config) hostIPs() []string {
 	var out []string
-	for _, a := range c.NodeAddresses {
+	for _, a := range c.NodeAddresses() {
 		if a.Type == v1.NodeInternalIP {
 			out = append(out, a.Address)
 		}

@@ -80,6 +80,28 @@ func TestPodsOfTwoIPFamilies(t *testing.T) {
 	})
 }
 
+// The IPv6 address of a machine may come after the daemon has started.
+func TestMachineGetsItsSecondAddress(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.create("metadata: {name: a}\nspec:\n  hostNetwork: true\n  containers: [{name: web, image: \"localhost/hello:1\"}]")
+		w.sleep(time.Second)
+		if ips := w.pod("a").Status.PodIPs; len(ips) != 1 {
+			t.Fatalf("addresses before: %v", ips)
+		}
+		w.mu.Lock()
+		w.hostIPs = append(w.hostIPs, "fd77::1")
+		w.mu.Unlock()
+		w.sleep(2 * time.Minute)
+		if got := w.pod("a").Status; len(got.PodIPs) != 2 || got.PodIPs[1].IP != "fd77::1" || len(got.HostIPs) != 2 {
+			t.Errorf("addresses of the pod: %+v", got)
+		}
+		node, err := w.client.CoreV1().Nodes().Get(context.Background(), "p1", metav1.GetOptions{})
+		if err != nil || len(node.Status.Addresses) != 2 {
+			t.Errorf("addresses of the node: %+v, %v", node.Status.Addresses, err)
+		}
+	})
+}
+
 // What listens on either loopback is reached by port-forward.
 func TestForwardToALoopbackOfEitherFamily(t *testing.T) {
 	inWorld(t, func(w *world) {

@@ -22,7 +22,7 @@ func (r *registrar) status(node *v1.Node, now time.Time) {
 	r.mu.Unlock()
 	s := &node.Status
 	s.Capacity, s.Allocatable = r.capacity(), r.allocatable()
-	s.Addresses = r.cfg.NodeAddresses
+	s.Addresses = r.cfg.NodeAddresses()
 	s.Images = imagesOf(r.images())
 	s.DaemonEndpoints.KubeletEndpoint.Port = r.cfg.Port
 	host := hostFacts()

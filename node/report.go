@@ -14,9 +14,14 @@ import (
 
 // report computes the pod's status. Called with mu.
 func (w *worker) report(now time.Time, done bool) v1.PodStatus {
+	hostIPs := w.a.cfg.hostIPs()
+	// The addresses of a pod do not change, but its machine may have got its second one.
+	if w.pod.Spec.HostNetwork && len(w.podIPs) == 1 && len(hostIPs) == 2 && w.podIPs[0] == hostIPs[0] {
+		w.podIPs = hostIPs
+	}
 	in := status.Input{
 		Pod: w.base(), Now: now,
-		PodIPs: w.podIPs, HostIPs: w.a.cfg.hostIPs(),
+		PodIPs: w.podIPs, HostIPs: hostIPs,
 		SandboxReady: w.sandbox != nil && w.sandbox.Running && len(w.podIPs) > 0,
 		Initialized:  w.initialized(),
 		Terminating:  !w.halt.Since.IsZero(),

@@ -275,9 +275,11 @@ func (w *worker) listed(s *runtime.Sandbox, _ time.Time) {
 	}
 }
 
+// kickIfNew kicks if there is something to do or to say, such as another address of this machine.
 func (w *worker) kickIfNew() {
+	hostIPs := w.a.cfg.hostIPs()
 	w.mu.Lock()
-	need := w.dirty || w.reported == nil
+	need := w.dirty || w.reported == nil || !slices.EqualFunc(w.reported.HostIPs, hostIPs, func(told v1.HostIP, ip string) bool { return told.IP == ip })
 	w.mu.Unlock()
 	if need {
 		w.kick()

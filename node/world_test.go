@@ -209,7 +209,7 @@ func (w *world) start() {
 	agent, err := New(Config{
 		Name: "p1", Dir: w.dir, Client: w.client, Informers: factory,
 		Runtime: w.engine(), Storage: w.storage, Network: w.network,
-		NodeAddresses: w.addresses(), PodCIDRs: w.podCIDRs,
+		NodeAddresses: w.addresses, PodCIDRs: w.podCIDRs,
 		ClusterDNS: netip.MustParseAddr("10.43.0.10"), Version: "v1.37.2+rookery",
 		Resources: w.resources(),
 		Logger:    slog.New(slog.NewTextHandler(w.t.Output(), nil)),
@@ -234,6 +234,8 @@ func (w *world) start() {
 }
 
 func (w *world) addresses() (all []v1.NodeAddress) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, ip := range w.hostIPs {
 		all = append(all, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip})
 	}

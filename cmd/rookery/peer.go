@@ -89,7 +89,7 @@ func newPeer(cfg config, id *identity.Identity, engine *storage, addr netip.Addr
 	}
 	p.members, err = cluster.NewMembers(cluster.MembersConfig{
 		Name: id.Name(), Fingerprint: id.Fingerprint(), Key: id.GossipKey(), Dir: cfg.DataDir,
-		Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), cfg.GossipPort), Advertise: advertise,
+		Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), cfg.GossipPort), Advertise: advertise, Other: p.otherAddress,
 		Port: cfg.Port, Version: version, WireGuardKey: id.WireGuardKey().PublicKey().String(), WireGuardPort: cfg.WireGuardPort,
 		Allowed: p.registry.Allowed, Recorded: p.registry.Peers,
 		Applied: func() uint64 { return p.store.Status().Applied },
@@ -241,12 +241,12 @@ func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) er
 
 // self is this peer's record as it should be.
 func (p *peer) self() cluster.Peer {
-	addr := p.members.Address()
+	addr, other := p.members.Address(), p.members.OtherAddress()
 	if !addr.IsValid() {
-		addr = p.addr
+		addr, other = p.addr, p.otherAddress(p.addr)
 	}
 	return cluster.Peer{
-		Name: p.id.Name(), Address: addr, OtherAddress: p.otherAddress(addr), Port: p.cfg.Port, GossipPort: p.cfg.GossipPort,
+		Name: p.id.Name(), Address: addr, OtherAddress: other, Port: p.cfg.Port, GossipPort: p.cfg.GossipPort,
 		WireGuardKey: p.id.WireGuardKey().PublicKey().String(), Fingerprint: p.id.Fingerprint(), Version: version,
 	}
 }
@@ -346,7 +346,7 @@ func (p *peer) compose(self cluster.Peer) error {
 	p.agent, err = node.New(node.Config{
 		Name: self.Name, Dir: filepath.Join(p.cfg.DataDir, "pods"), Client: client, Informers: p.api.Informers(),
 		Runtime: p.engine, Storage: p.storage, Network: p.network, ClusterDNS: settings.DNS, ClusterDomain: settings.Domain,
-		NodeAddresses: nodeAddresses(p.self(), settings), PodCIDRs: settings.PeerCIDRs(self.PodCIDR), Labels: p.cfg.Labels, Version: kubernetesVersion(), Port: int32(p.cfg.Port), Images: p.cfg.Images.Policy,
+		NodeAddresses: func() []corev1.NodeAddress { return nodeAddresses(p.self(), settings) }, PodCIDRs: settings.PeerCIDRs(self.PodCIDR), Labels: p.cfg.Labels, Version: kubernetesVersion(), Port: int32(p.cfg.Port), Images: p.cfg.Images.Policy,
 		MaxPods: p.cfg.Resources.MaxPods, Resources: resources,
 		Host:   spec.ThisHost(p.cfg.UnsafeSysctls),
 		Logger: p.log.With("room", "node"),

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -56,7 +57,11 @@ func printPeers(out io.Writer, peers []admin.PeerInfo) error {
 		if p.RoundTrip > 0 {
 			rtt = p.RoundTrip.Round(10 * time.Microsecond).String()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s ago\n", name, p.Address, p.State, p.Role, rtt, p.PodCIDR, p.Version, ago(time.Since(p.Joined)))
+		address := p.Address
+		if p.Other != "" {
+			address += "," + p.Other
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s ago\n", name, address, p.State, p.Role, rtt, strings.Join(p.PodCIDRs, ","), p.Version, ago(time.Since(p.Joined)))
 	}
 	return w.Flush()
 }

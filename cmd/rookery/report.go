@@ -47,7 +47,13 @@ func (p *peer) peers() []admin.PeerInfo {
 	for _, r := range records {
 		info := admin.PeerInfo{
 			Name: r.Name, Address: r.Address.String(), State: admin.Joining, Role: admin.NoRole,
-			Version: r.Version, PodCIDR: r.PodCIDR.String(), Joined: r.Joined, Self: r.Name == p.id.Name(),
+			Version: r.Version, Joined: r.Joined, Self: r.Name == p.id.Name(),
+		}
+		if r.OtherAddress.IsValid() {
+			info.Other = r.OtherAddress.String()
+		}
+		for _, share := range p.id.Settings().PeerCIDRs(r.PodCIDR) {
+			info.PodCIDRs = append(info.PodCIDRs, share.String())
 		}
 		if m, ok := p.members.Member(r.Name); ok {
 			info.RoundTrip = m.RTT

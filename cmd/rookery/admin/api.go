@@ -29,12 +29,13 @@ const (
 // PeerInfo is one row of `rookery peers`.
 type PeerInfo struct {
 	Name      string        `json:"name"`
-	Address   string        `json:"address"`
+	Address   string        `json:"address"`                // at which the other peers reach it
+	Other     string        `json:"otherAddress,omitempty"` // of the cluster's other IP family
 	State     string        `json:"state"`
 	Role      string        `json:"role"`
 	RoundTrip time.Duration `json:"roundTrip"` // nanoseconds; 0: not measured
 	Version   string        `json:"version"`
-	PodCIDR   string        `json:"podCIDR"`
+	PodCIDRs  []string      `json:"podCIDRs"` // one of each IP family of the cluster
 	Joined    time.Time     `json:"joined"`
 	Self      bool          `json:"self,omitempty"`
 }
