@@ -3,59 +3,62 @@ package nft
 import (
 	"maps"
 	"slices"
-
-	"sigs.k8s.io/knftables"
 )
 
-// diff appends to tx what turns have into want, and returns the names of the
+// writer takes the steps of one transaction, in their order.
+type writer interface {
+	addSet(name string, s Set)
+	addChain(name string, c Chain)
+	flushChain(name string)
+	addRules(chain string, c Chain)
+	deleteElement(set string, s Set, key, value string)
+	addElement(set string, s Set, key, value string)
+	deleteSet(name string, s Set)
+}
+
+// diff hands to tx what turns have into want, and returns the names of the
 // chains that were emptied because nothing wants them any more. They are not
 // deleted here: kernels before 6.2 count a deleted map element as a reference
 // for a moment longer, and would refuse the whole transaction.
-func diff(tx *knftables.Transaction, have, want State) (stale []string) {
+func diff(tx writer, have, want State) (stale []string) {
 	// Declarations first, so that rules and elements may refer to each other freely.
 	for _, name := range missing(want.Sets, have.Sets) {
-		tx.Add(setObject(name, want.Sets[name]))
+		tx.addSet(name, want.Sets[name])
 	}
 	for _, name := range missing(want.Chains, have.Chains) {
-		tx.Add(chainObject(name, want.Chains[name]))
+		tx.addChain(name, want.Chains[name])
 	}
 	for _, name := range differing(want.Chains, have.Chains, Chain.sameRules) {
 		w := want.Chains[name]
 		if h, ok := have.Chains[name]; ok && len(h.Rules) > 0 {
-			tx.Flush(&knftables.Chain{Name: name})
+			tx.flushChain(name)
 		}
-		for i, rule := range w.Rules {
-			r := &knftables.Rule{Chain: name, Rule: rule}
-			if i == 0 {
-				r.Comment = knftables.PtrTo(w.mark())
-			}
-			tx.Add(r)
-		}
+		tx.addRules(name, w)
 	}
 	for _, name := range slices.Sorted(maps.Keys(want.Sets)) {
 		diffElements(tx, name, have.Sets[name], want.Sets[name])
 	}
 	// What goes away: first every reference, then what was referred to.
 	for _, name := range missing(have.Chains, want.Chains) {
-		tx.Flush(&knftables.Chain{Name: name})
+		tx.flushChain(name)
 		stale = append(stale, name)
 	}
 	for _, name := range missing(have.Sets, want.Sets) {
-		tx.Delete(setObject(name, have.Sets[name]))
+		tx.deleteSet(name, have.Sets[name])
 	}
 	return stale
 }
 
-func diffElements(tx *knftables.Transaction, name string, have, want Set) {
+func diffElements(tx writer, name string, have, want Set) {
 	if want.Timeout > 0 {
 		return
 	}
 	same := func(a, b string) bool { return a == b }
 	for _, key := range differing(have.Elements, want.Elements, same) {
-		tx.Delete(elementObject(name, want, key, have.Elements[key]))
+		tx.deleteElement(name, want, key, have.Elements[key])
 	}
 	for _, key := range differing(want.Elements, have.Elements, same) {
-		tx.Add(elementObject(name, want, key, want.Elements[key]))
+		tx.addElement(name, want, key, want.Elements[key])
 	}
 }
 

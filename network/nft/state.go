@@ -73,36 +73,3 @@ func (c Chain) mark() string {
 	h := sha256.Sum256([]byte(strings.Join(c.Rules, "\n")))
 	return "v1:" + hex.EncodeToString(h[:12])
 }
-
-func chainObject(name string, c Chain) *knftables.Chain {
-	o := &knftables.Chain{Name: name}
-	if c.Hook != nil {
-		o.Type, o.Hook, o.Priority = &c.Hook.Type, &c.Hook.Hook, &c.Hook.Priority
-	}
-	return o
-}
-
-func setObject(name string, s Set) knftables.Object {
-	var flags []knftables.SetFlag
-	var timeout *time.Duration
-	if s.Timeout > 0 {
-		// "dynamic" is not needed by the docs, but some kernels add it by
-		// themselves and then refuse the declaration without it.
-		flags = []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}
-		timeout = &s.Timeout
-	}
-	if s.Map {
-		return &knftables.Map{Name: name, Type: s.Type, Flags: flags, Timeout: timeout}
-	}
-	return &knftables.Set{Name: name, Type: s.Type, Flags: flags, Timeout: timeout}
-}
-
-func elementObject(name string, s Set, key, value string) *knftables.Element {
-	e := &knftables.Element{Key: strings.Split(key, " . ")}
-	if s.Map {
-		e.Map, e.Value = name, strings.Split(value, " . ")
-	} else {
-		e.Set = name
-	}
-	return e
-}

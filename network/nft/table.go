@@ -14,8 +14,9 @@ import (
 // Table is one nftables table. All methods may be called concurrently; each
 // blocks while the nft program runs.
 type Table struct {
-	nft knftables.Interface
-	log *slog.Logger
+	nft    knftables.Interface
+	log    *slog.Logger
+	direct func() *batch // a new batch for the kernel; nil: all goes through the nft program
 
 	mu       sync.Mutex
 	sections map[string]State // what was asked for
@@ -35,6 +36,18 @@ func New(nft knftables.Interface, log *slog.Logger, sections ...string) *Table {
 		t.pending[name] = true
 	}
 	return t
+}
+
+// Open returns the table of that family and name in the network namespace of the calls; see
+// [New]. The nft program must be there. Small changes are given to the kernel without it.
+func Open(family knftables.Family, name string, log *slog.Logger, sections ...string) (*Table, error) {
+	kernel, err := knftables.New(family, name)
+	if err != nil {
+		return nil, err
+	}
+	t := New(kernel, log, sections...)
+	t.direct = func() *batch { return newBatch(family, name) }
+	return t, nil
 }
 
 // Set makes state the content of a section and brings the kernel to it, in one
@@ -81,18 +94,21 @@ func (t *Table) sync(ctx context.Context) error {
 
 // write brings the kernel from have to want, which are all or the same section.
 func (t *Table) write(ctx context.Context, have, want State) error {
-	tx := t.nft.NewTransaction()
-	if len(have.Chains)+len(have.Sets) == 0 {
-		tx.Add(&knftables.Table{})
-	}
-	stale := diff(tx, have, want)
 	// A chain that comes back before it was deleted is already there, empty.
-	if tx.NumOperations() > 0 {
-		if err := t.nft.Run(ctx, tx); err != nil {
-			t.known = false // somebody else may have changed the table
-			return fmt.Errorf("write nftables table (%d operations): %w", tx.NumOperations(), err)
+	stale, done := t.writeDirect(have, want)
+	if !done {
+		tx := t.nft.NewTransaction()
+		if len(have.Chains)+len(have.Sets) == 0 {
+			tx.Add(&knftables.Table{})
 		}
-		t.log.Debug("nftables written", "operations", tx.NumOperations())
+		stale = diff(program{tx}, have, want)
+		if tx.NumOperations() > 0 {
+			if err := t.nft.Run(ctx, tx); err != nil {
+				t.known = false // somebody else may have changed the table
+				return fmt.Errorf("write nftables table (%d operations): %w", tx.NumOperations(), err)
+			}
+			t.log.Debug("nftables written", "operations", tx.NumOperations())
+		}
 	}
 	t.stale = slices.DeleteFunc(append(stale, t.stale...), t.wanted)
 	t.written = maps.Clone(t.sections)
@@ -101,6 +117,24 @@ func (t *Table) write(ctx context.Context, have, want State) error {
 		clear(t.dropped)
 	}
 	return nil
+}
+
+// writeDirect gives the change to the kernel, if it is one that can be given without the
+// nft program; done is false if the program has to write it.
+func (t *Table) writeDirect(have, want State) (stale []string, done bool) {
+	if t.direct == nil || len(have.Chains)+len(have.Sets) == 0 {
+		return nil, false
+	}
+	b := t.direct()
+	stale = diff(b, have, want)
+	if b.unable {
+		return nil, false
+	}
+	if err := b.send(); err != nil {
+		t.log.Debug("the kernel did not take a change, trying it by the nft program", "error", err)
+		return nil, false
+	}
+	return stale, true
 }
 
 // wanted tells whether a section has the chain.
@@ -149,8 +183,19 @@ func (t *Table) Sweep(ctx context.Context) (done bool, err error) {
 		return true, nil
 	}
 	slices.Sort(t.stale)
+	t.stale = slices.Compact(t.stale)
+	if t.direct != nil {
+		b := t.direct()
+		for _, name := range t.stale {
+			b.deleteChain(name)
+		}
+		if !b.unable && b.send() == nil {
+			t.stale = nil
+			return true, nil
+		}
+	}
 	tx := t.nft.NewTransaction()
-	for _, name := range slices.Compact(t.stale) {
+	for _, name := range t.stale {
 		tx.Delete(&knftables.Chain{Name: name})
 	}
 	if err := t.nft.Run(ctx, tx); err != nil {

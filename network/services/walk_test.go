@@ -97,11 +97,10 @@ func BenchmarkOneEndpoint(b *testing.B) {
 	for _, n := range []int{10, 1000, 5000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			nfttest.Namespace(b)
-			kernel, err := knftables.New(knftables.IPv4Family, "rookery")
+			table, err := nft.Open(knftables.IPv4Family, "rookery", slog.New(slog.DiscardHandler))
 			if err != nil {
 				b.Fatal(err)
 			}
-			table := nft.New(kernel, slog.New(slog.DiscardHandler))
 			services, endpointSlices := objects(b, n)
 			var c computer
 			set := func() {

@@ -53,11 +53,11 @@ func Namespace(t testing.TB) {
 // each step with those of a fresh start.
 func Walk(t *testing.T, family knftables.Family, steps int, next func(step int) nft.State) {
 	t.Helper()
-	table := open(t, family, "walk")
+	table := direct(t, family)
 	for step := range steps {
 		state := next(step)
 		if step%7 == 3 { // the daemon was started again
-			table = open(t, family, "walk")
+			table = direct(t, family)
 		}
 		if err := table.Set(t.Context(), "s", state); err != nil {
 			t.Fatalf("step %d: %v", step, err)
@@ -76,6 +76,7 @@ func Walk(t *testing.T, family knftables.Family, steps int, next func(step int) 
 	}
 }
 
+// open is one that writes all by the nft program.
 func open(t testing.TB, family knftables.Family, name string) *nft.Table {
 	t.Helper()
 	kernel, err := knftables.New(family, name)
@@ -83,6 +84,16 @@ func open(t testing.TB, family knftables.Family, name string) *nft.Table {
 		t.Fatal(err)
 	}
 	return nft.New(kernel, slog.New(slog.DiscardHandler))
+}
+
+// direct is a table that writes what it can without the nft program.
+func direct(t testing.TB, family knftables.Family) *nft.Table {
+	t.Helper()
+	table, err := nft.Open(family, "walk", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table
 }
 
 // list is the kernel's rules, without what counts and in an order of its own.

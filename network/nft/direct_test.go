@@ -1,0 +1,163 @@
+package nft_test
+
+import (
+	"bytes"
+	"log/slog"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/nft/nfttest"
+)
+
+// What is given to the kernel without the nft program is what the program makes of it.
+func TestDirectIsWhatTheProgramWrites(t *testing.T) {
+	four := []string{
+		"meta l4proto tcp dnat to 10.42.1.2:8080",
+		"meta l4proto udp dnat ip addr . port to numgen random mod 2 map { 0 : 10.42.1.2 . 53 , 1 : 10.42.2.2 . 5353 }",
+		"ip saddr @clients goto other",
+		"update @clients { ip saddr }",
+		"meta l4proto sctp dnat to 10.42.1.2:99",
+		"numgen inc mod 3 vmap { 0 : goto other , 1 : goto more , 2 : goto other }",
+		"numgen random mod 1 vmap { 0 : goto more }",
+		"goto other",
+		"drop",
+	}
+	six := []string{
+		"meta l4proto tcp dnat to [fd42:0:0:1::2]:8080",
+		"meta l4proto udp dnat ip6 addr . port to numgen random mod 2 map { 0 : fd42:0:0:1::2 . 53 , 1 : fd42:0:0:2::2 . 5353 }",
+		"ip6 saddr @clients goto other",
+		"update @clients { ip6 saddr }",
+	}
+	for family, rules := range map[knftables.Family][]string{knftables.IPv4Family: four, knftables.IPv6Family: six} {
+		t.Run(string(family), func(t *testing.T) {
+			nfttest.Namespace(t)
+			address, one, two := "ipv4_addr", "10.43.0.5", "10.43.0.6"
+			if family == knftables.IPv6Family {
+				address, one, two = "ipv6_addr", "fd43::5", "fd43::6"
+			}
+			state := func(full bool) nft.State {
+				s := nft.NewState()
+				elements := map[string]string{one + " . tcp . 80": "goto other"}
+				names := map[string]string{"rk0123456789ab . " + one: ""}
+				if full {
+					elements = map[string]string{one + " . tcp . 80": "goto rules", two + " . udp . 53": "goto more"}
+					names = map[string]string{"rk0123456789ab . " + two: "", "rkba9876543210 . " + two: ""}
+					s.Chains["rules"] = nft.Chain{Rules: rules}
+					s.Sets["clients"] = nft.Set{Type: address, Timeout: time.Hour}
+				}
+				s.Chains["other"], s.Chains["more"] = nft.Chain{Rules: []string{"accept"}}, nft.Chain{Rules: []string{"drop"}}
+				s.Sets["fronts"] = nft.Set{Map: true, Type: address + " . inet_proto . inet_service : verdict", Elements: elements}
+				s.Sets["names"] = nft.Set{Type: "ifname . " + address, Elements: names}
+				return s
+			}
+			list := func() string {
+				t.Helper()
+				out, err := exec.Command("nft", "list", "table", string(family), "rookery").CombinedOutput()
+				if err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+				return counters.ReplaceAllString(string(out), "")
+			}
+			kernel, err := knftables.New(family, "rookery")
+			if err != nil {
+				t.Fatal(err)
+			}
+			program := nft.New(kernel, slog.New(slog.DiscardHandler))
+			var log bytes.Buffer
+			direct, err := nft.Open(family, "rookery", slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+			if err != nil {
+				t.Fatal(err)
+			}
+			set := func(table *nft.Table, s nft.State) string {
+				t.Helper()
+				if err := table.Set(t.Context(), "s", s); err != nil {
+					t.Fatal(err)
+				}
+				if done, err := table.Sweep(t.Context()); err != nil || !done {
+					t.Fatal(done, err)
+				}
+				return list()
+			}
+			before := set(program, state(false))
+			want := set(program, state(true))
+			if err := program.Delete(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := set(direct, state(false)); got != before {
+				t.Errorf("got:\n%s\nwant:\n%s", got, before)
+			}
+			log.Reset()
+			if got := set(direct, state(true)); sorted(got) != sorted(want) {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+			if got := set(direct, state(false)); sorted(got) != sorted(before) {
+				t.Errorf("back again:\n%s\nwant:\n%s", got, before)
+			}
+			if said := log.String(); strings.Contains(said, "nftables written") || strings.Contains(said, "did not take") {
+				t.Errorf("the program was needed: %s", said)
+			}
+		})
+	}
+}
+
+// Somebody else's change is found out by the kernel's refusal, and the table is written again.
+func TestDirectAfterAFlush(t *testing.T) {
+	nfttest.Namespace(t)
+	table, err := nft.Open(knftables.IPv4Family, "rookery", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := func(rule string) nft.State {
+		s := nft.NewState()
+		s.Chains["one"], s.Chains["two"] = nft.Chain{Rules: []string{rule}}, nft.Chain{Rules: []string{"accept"}}
+		return s
+	}
+	if err := table.Set(t.Context(), "s", state("drop")); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	// The caller tries again.
+	if err := table.Set(t.Context(), "s", state("goto two")); err == nil {
+		t.Error("nobody has noticed")
+	}
+	if err := table.Set(t.Context(), "s", state("goto two")); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("nft", "list", "table", "ip", "rookery").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "goto two") || !strings.Contains(string(out), "accept") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+var counters = regexp.MustCompile(` expires \S+| # handle \d+`)
+
+// sorted is the text without the order of what has none.
+func sorted(text string) string {
+	blocks := strings.Split(strings.TrimSuffix(strings.TrimSpace(text), "}"), "\n\n")
+	for i, b := range blocks {
+		blocks[i] = strings.TrimSpace(strings.TrimPrefix(b, blocks[0][:strings.Index(blocks[0], "\n")+1]))
+	}
+	return strings.Join(order(blocks), "\n\n")
+}
+
+func order(blocks []string) []string {
+	for i, b := range blocks {
+		if head, rest, ok := strings.Cut(b, "elements = {"); ok {
+			parts := strings.FieldsFunc(rest, func(r rune) bool { return r == ',' || r == '\n' || r == '{' || r == '}' })
+			for j := range parts {
+				parts[j] = strings.TrimSpace(parts[j])
+			}
+			blocks[i] = head + strings.Join(slices.Sorted(slices.Values(parts)), ", ")
+		}
+	}
+	return slices.Sorted(slices.Values(blocks))
+}
