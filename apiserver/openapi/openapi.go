@@ -95,7 +95,7 @@ type documents struct {
 // document of /openapi/v2, which older clients ask for. What the sources describe
 // is built when somebody asks for it; the embedded documents come first.
 func Handler(sources ...Source) http.Handler {
-	d := &documents{sources: sources}
+	d := &documents{sources: sources, built: newBuilt()}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/openapi/v3", d.index)
 	mux.HandleFunc("/openapi/v3/", d.document)
@@ -103,25 +103,40 @@ func Handler(sources ...Source) http.Handler {
 	return mux
 }
 
-// groups is all that is described, and the source of each, nil for embedded documents.
-func (d *documents) groups(ctx context.Context) (map[string]string, map[string]Source, error) {
+// groups is all that is described.
+func (d *documents) groups(ctx context.Context) (map[string]string, error) {
 	all, err := Groups()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	of := map[string]Source{}
 	for _, s := range d.sources {
 		more, err := s.Groups(ctx)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		for gv, hash := range more {
 			if _, taken := all[gv]; !taken {
-				all[gv], of[gv] = hash, s
+				all[gv] = hash
 			}
 		}
 	}
-	return all, of, nil
+	return all, nil
+}
+
+// find returns the hash of a document, "" if there is none, and its source, nil for an
+// embedded one: for those no source is asked, which may have to ask another peer.
+func (d *documents) find(ctx context.Context, gv string) (hash string, source Source, err error) {
+	embedded, err := Groups()
+	if err != nil || embedded[gv] != "" {
+		return embedded[gv], nil, err
+	}
+	for _, s := range d.sources {
+		groups, err := s.Groups(ctx)
+		if err != nil || groups[gv] != "" {
+			return groups[gv], s, err
+		}
+	}
+	return "", nil, nil
 }
 
 func location(groupVersion, hash string) string {
@@ -129,7 +144,7 @@ func location(groupVersion, hash string) string {
 }
 
 func (d *documents) index(w http.ResponseWriter, r *http.Request) {
-	groups, _, err := d.groups(r.Context())
+	groups, err := d.groups(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -149,13 +164,12 @@ func (d *documents) document(w http.ResponseWriter, r *http.Request) {
 		suffix, contentType = protoSuffix, protoType
 	}
 	gv := strings.TrimPrefix(r.URL.Path, "/openapi/v3/")
-	groups, of, err := d.groups(r.Context())
+	hash, source, err := d.find(r.Context(), gv)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	hash, ok := groups[gv]
-	if !ok {
+	if hash == "" {
 		http.Error(w, "no document of "+gv, http.StatusNotFound)
 		return
 	}
@@ -167,7 +181,7 @@ func (d *documents) document(w http.ResponseWriter, r *http.Request) {
 		// The hash names the content, so that a client may keep it.
 		w.Header().Set("Cache-Control", "public, immutable")
 	}
-	content, err := d.open(r.Context(), gv, hash, suffix, of[gv])
+	content, err := d.open(r.Context(), gv, hash, suffix, source)
 	if err != nil {
 		w.Header().Del("Cache-Control")
 		http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -182,7 +196,7 @@ func (d *documents) open(ctx context.Context, gv, hash, suffix string, source So
 	if source == nil {
 		return open(gv, suffix)
 	}
-	compressed, err := d.built.get(gv+suffix, hash, func() ([]byte, error) {
+	compressed, err := d.built.get(ctx, gv+suffix, hash, func() ([]byte, error) {
 		text, err := source.Document(ctx, gv)
 		if err != nil || suffix == jsonSuffix {
 			return text, err

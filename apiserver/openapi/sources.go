@@ -26,8 +26,14 @@ type Source interface {
 
 // built keeps the documents that were asked for, compressed, one for each name and form.
 type built struct {
+	building chan struct{} // a token for the one that is built: it takes memory
+
 	mu   sync.Mutex
 	docs map[string]builtDocument
+}
+
+func newBuilt() built {
+	return built{building: make(chan struct{}, 1), docs: map[string]builtDocument{}}
 }
 
 type builtDocument struct {
@@ -35,13 +41,28 @@ type builtDocument struct {
 	compressed []byte
 }
 
-// get returns the document of that name and hash, made by build if it is not there.
-// One at a time is built: it takes memory.
-func (b *built) get(name, hash string, build func() ([]byte, error)) ([]byte, error) {
+// find returns the document of that name and hash, if it is there.
+func (b *built) find(name, hash string) (compressed []byte, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if d := b.docs[name]; d.hash == hash {
-		return d.compressed, nil
+	d, ok := b.docs[name]
+	return d.compressed, ok && d.hash == hash
+}
+
+// get returns the document of that name and hash, made by build if it is not there. One
+// at a time is built; who has to wait for that waits until ctx ends.
+func (b *built) get(ctx context.Context, name, hash string, build func() ([]byte, error)) ([]byte, error) {
+	if compressed, ok := b.find(name, hash); ok {
+		return compressed, nil
+	}
+	select {
+	case b.building <- struct{}{}:
+		defer func() { <-b.building }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if compressed, ok := b.find(name, hash); ok { // by whoever was before
+		return compressed, nil
 	}
 	content, err := build()
 	if err != nil {
@@ -51,9 +72,8 @@ func (b *built) get(name, hash string, build func() ([]byte, error)) ([]byte, er
 	if err != nil {
 		return nil, fmt.Errorf("compress document of %s: %w", name, err)
 	}
-	if b.docs == nil {
-		b.docs = map[string]builtDocument{}
-	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.docs[name] = builtDocument{hash, compressed}
 	return compressed, nil
 }

@@ -55,7 +55,7 @@ func (d *documents) merged(r *http.Request, name string) (io.Reader, string, err
 	if err != nil || hash == "" {
 		return bytes.NewReader(base), "", err
 	}
-	compressed, err := d.built.get(name, hash, func() ([]byte, error) {
+	compressed, err := d.built.get(r.Context(), name, hash, func() ([]byte, error) {
 		more := additions{map[string]json.RawMessage{}, map[string]json.RawMessage{}}
 		for _, build := range builds {
 			definitions, paths, err := build()
