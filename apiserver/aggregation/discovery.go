@@ -66,7 +66,7 @@ func (a *Aggregator) announce(old, next *table) {
 func (a *Aggregator) tell(to *route) {
 	to.notebook.mu.Lock()
 	entry := apidiscoveryv2.APIVersionDiscovery{Version: to.gv.Version, Freshness: apidiscoveryv2.DiscoveryFreshnessStale, Resources: to.notebook.resources}
-	if to.available() && to.notebook.answered {
+	if to.available() && to.notebook.discovery.answered {
 		entry.Freshness = apidiscoveryv2.DiscoveryFreshnessCurrent
 	}
 	to.notebook.mu.Unlock()
@@ -143,10 +143,7 @@ func (a *Aggregator) refresh(ctx context.Context, t *table) {
 func (n *notebook) due() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.answered {
-		return time.Since(n.asked) > memory
-	}
-	return time.Since(n.asked) > pause
+	return n.discovery.due()
 }
 
 // describe asks one server what it serves, once for all who want to know.
@@ -156,7 +153,7 @@ func (a *Aggregator) describe(ctx context.Context, to *route) {
 		defer cancel()
 		resources, err := a.askResources(ctx, to)
 		to.notebook.mu.Lock()
-		to.notebook.asked, to.notebook.answered = time.Now(), err == nil
+		to.notebook.discovery = asked{time.Now(), err == nil}
 		if err == nil { // else what it said before is shown as stale
 			to.notebook.resources = resources
 		}

@@ -87,7 +87,7 @@ func (a *Aggregator) paths(ctx context.Context, to *route) map[string]any {
 	known := func() (map[string]any, bool) {
 		to.notebook.mu.Lock()
 		defer to.notebook.mu.Unlock()
-		return to.notebook.paths, time.Since(to.notebook.askedPaths) < memory
+		return to.notebook.paths, !to.notebook.documents.due()
 	}
 	if paths, fresh := known(); fresh {
 		return paths
@@ -102,8 +102,8 @@ func (a *Aggregator) paths(ctx context.Context, to *route) map[string]any {
 		if err == nil {
 			err = json.Unmarshal(body, &index)
 		}
-		if err != nil && !errors.Is(err, errNotServed) {
-			return nil, fmt.Errorf("read index of documents: %w", err)
+		if errors.Is(err, errNotServed) {
+			err = nil
 		}
 		found := map[string]any{}
 		if entry, ok := index.Paths["apis/"+to.gv.String()]; ok {
@@ -111,7 +111,11 @@ func (a *Aggregator) paths(ctx context.Context, to *route) map[string]any {
 		}
 		to.notebook.mu.Lock()
 		defer to.notebook.mu.Unlock()
-		to.notebook.askedPaths, to.notebook.paths = time.Now(), found
+		to.notebook.documents = asked{time.Now(), err == nil}
+		if err != nil { // then what it said before stays
+			return nil, fmt.Errorf("read index of documents: %w", err)
+		}
+		to.notebook.paths = found
 		return nil, nil
 	})
 	if err != nil {

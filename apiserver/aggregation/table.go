@@ -37,12 +37,25 @@ type route struct {
 
 // notebook is what an extension server said of itself.
 type notebook struct {
-	mu         sync.Mutex
-	asked      time.Time // for discovery; zero: not yet
-	answered   bool      // the last time
-	resources  []apidiscoveryv2.APIResourceDiscovery
-	askedPaths time.Time // for the index of its documents
-	paths      map[string]any
+	mu        sync.Mutex
+	discovery asked
+	resources []apidiscoveryv2.APIResourceDiscovery
+	documents asked
+	paths     map[string]any // the index of its documents
+}
+
+// asked is when a server was asked for something; zero: not yet.
+type asked struct {
+	at       time.Time
+	answered bool
+}
+
+// due tells whether it is to be asked again.
+func (a asked) due() bool {
+	if a.answered {
+		return time.Since(a.at) > memory
+	}
+	return time.Since(a.at) > pause
 }
 
 func (r *route) available() bool { return r.why == "" }
