@@ -36,7 +36,7 @@ func (s *Server) aggregate(in *installer, groups []group) ([]group, error) {
 	s.extensions = aggregation.New(aggregation.Config{
 		Store: s.cfg.Store, Prefix: registryPrefix + "/" + apiregistration.GroupName + "/apiservices/", Scheme: scheme, Builtin: builtin,
 		FrontProxy: s.cfg.FrontProxy, Resolver: serviceResolver{s.client},
-		Discovery: in.named.WithSource(aggregated.AggregatorSource), Groups: in.roots, Codecs: s.codecs,
+		Discovery: in.named.WithSource(aggregated.AggregatorSource), Groups: in.listed.extended, Codecs: s.codecs,
 		Fail: s.fail, Client: s.ClientConfig("system:apiserver", "system:masters"), Logger: s.cfg.Logger,
 	})
 	return groups, nil

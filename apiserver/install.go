@@ -23,6 +23,7 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/rundigitalplatform/rookery/apiserver/aggregation"
+	"github.com/rundigitalplatform/rookery/apiserver/groups"
 )
 
 // watchTimeout is the shortest life of a watch that names none; upstream's half hour.
@@ -39,15 +40,21 @@ type installer struct {
 	schemes   map[string]*runtime.Scheme // of groups whose kinds are not in Kubernetes' own scheme
 
 	core, named aggregated.ResourceManager // aggregated discovery of /api and /apis
-	roots       discovery.GroupManager     // the groups of /apis in the older form
+	roots       discovery.GroupManager     // serves the groups of /apis in the older form
+	listed      listed                     // which those are
 	builtIn     sets.Set[string]           // names of the groups that were installed
 	address     discovery.Addresses
 	equivalents runtime.EquivalentResourceRegistry
 }
 
+// listed are the parts of the list of groups, those of which versions are preferred first.
+type listed struct{ builtIn, defined, extended *groups.Part }
+
 func newInstaller(codecs serializer.CodecFactory) *installer {
 	container := restful.NewContainer()
 	address := discovery.DefaultAddresses{}
+	roots := discovery.NewRootAPIsHandler(address, codecs)
+	list := groups.New(roots)
 	container.ServeMux = http.NewServeMux()
 	container.Router(restful.CurlyRouter{}) // the only one that serves {path:*}
 	// Panics are answered by the outermost filter.
@@ -55,7 +62,7 @@ func newInstaller(codecs serializer.CodecFactory) *installer {
 	return &installer{
 		codecs: codecs, container: container,
 		core: aggregated.NewResourceManager("api"), named: aggregated.NewResourceManager("apis"),
-		address: address, roots: discovery.NewRootAPIsHandler(address, codecs),
+		address: address, roots: roots, listed: listed{list.Part(), list.Part(), list.Part()},
 		equivalents: runtime.NewEquivalentResourceRegistry(),
 		schemes:     map[string]*runtime.Scheme{},
 		builtIn:     sets.New[string](),
@@ -71,14 +78,15 @@ func (in *installer) kinds(group string) (*runtime.Scheme, runtime.NegotiatedSer
 }
 
 // install adds all groups and the discovery above them. Called once.
-func (in *installer) install(groups []group) error {
-	for _, g := range groups {
+func (in *installer) install(all []group) error {
+	for _, g := range all {
 		root, documents := "/apis", in.named
 		if g.name == "" {
 			root, documents = "/api", in.core
 		}
 		in.builtIn.Insert(g.name)
 		about := metav1.APIGroup{Name: g.name}
+		var versions []string
 		for _, v := range g.versions {
 			gv := schema.GroupVersion{Group: g.name, Version: v.name}
 			found, err := in.installVersion(root, gv, g, v.resources)
@@ -89,10 +97,11 @@ func (in *installer) install(groups []group) error {
 			// `kubectl get deployments` is of apps, whatever users define that has that name.
 			documents.SetGroupVersionPriority(metav1.GroupVersion(gv), aggregation.BuiltinPriority, aggregation.BuiltinVersionPriority)
 			about.Versions = append(about.Versions, metav1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: v.name})
+			versions = append(versions, v.name)
 		}
 		if g.name != "" {
 			about.PreferredVersion = about.Versions[0]
-			in.roots.AddGroup(about)
+			in.listed.builtIn.Set(g.name, versions...)
 			in.container.Add(discovery.NewAPIGroupHandler(in.codecs, about).WebService())
 		}
 	}

@@ -23,7 +23,7 @@ func (s *Server) customResources(in *installer) *customresources.API {
 	return customresources.New(customresources.Config{
 		Store: s.cfg.Store, Logger: s.cfg.Logger, Life: s.life, Client: s.ClientConfig("system:apiserver", "system:masters"),
 		Admission: in.admit, Authorizer: in.authz, Services: serviceResolver{s.client},
-		Groups: in.roots, Aggregated: in.named, BuiltIn: in.builtIn.Has, KubernetesVersion: s.cfg.KubernetesVersion,
+		Groups: in.listed.defined, Aggregated: in.named, BuiltIn: in.builtIn.Has, KubernetesVersion: s.cfg.KubernetesVersion,
 		RequestTimeout: s.cfg.RequestTimeout, WatchTimeout: watchTimeout, MaxBodyBytes: s.cfg.MaxBodyBytes,
 	})
 }

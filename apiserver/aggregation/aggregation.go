@@ -48,9 +48,11 @@ type Resolver interface {
 
 // Groups is the list of groups at /apis in its old form.
 type Groups interface {
-	Groups(context.Context, *http.Request) ([]metav1.APIGroup, error)
-	AddGroup(metav1.APIGroup)
-	RemoveGroup(name string)
+	// Set says which versions of a group extension servers serve, the preferred one first; none:
+	// no more of the group.
+	Set(group string, versions ...string)
+	// Group is what anybody serves of a group, as it is told to who asked; nil: nothing.
+	Group(r *http.Request, name string) (*metav1.APIGroup, error)
 }
 
 // FrontProxy is what the API shows to extension servers, in PEM.

@@ -50,14 +50,18 @@ func (a *Aggregator) announce(old, next *table) {
 			a.tell(to)
 		}
 	}
-	before, now := old.groups(), next.groups()
-	for name := range before {
+	now := next.groups()
+	for name := range old.groups() {
 		if now[name] == nil {
-			a.regroup(name, before[name], nil)
+			a.cfg.Groups.Set(name)
 		}
 	}
 	for name, routes := range now {
-		a.regroup(name, before[name], routes)
+		var versions []string
+		for _, r := range routes {
+			versions = append(versions, r.gv.Version)
+		}
+		a.cfg.Groups.Set(name, versions...)
 	}
 }
 
@@ -74,53 +78,17 @@ func (a *Aggregator) tell(to *route) {
 	a.cfg.Discovery.SetGroupVersionPriority(metav1.GroupVersion(to.gv), int(to.spec.GroupPriorityMinimum), int(to.spec.VersionPriority))
 }
 
-// regroup puts a group's versions into the list at /apis, beside those that others
-// serve in the same group. It is called with mu held.
-func (a *Aggregator) regroup(name string, before, now []*route) {
-	group := metav1.APIGroup{Name: name}
-	if known := a.group(context.Background(), &http.Request{}, name); known != nil {
-		group = *known
-	}
-	ours := func(v metav1.GroupVersionForDiscovery) bool {
-		return slices.ContainsFunc(before, func(r *route) bool { return r.gv.Version == v.Version && !r.builtin })
-	}
-	group.Versions = slices.DeleteFunc(slices.Clone(group.Versions), ours)
-	for _, r := range now {
-		if v := (metav1.GroupVersionForDiscovery{GroupVersion: r.gv.String(), Version: r.gv.Version}); !slices.Contains(group.Versions, v) {
-			group.Versions = append(group.Versions, v)
-		}
-	}
-	if len(group.Versions) == 0 {
-		a.cfg.Groups.RemoveGroup(name)
-		return
-	}
-	if !slices.Contains(group.Versions, group.PreferredVersion) {
-		group.PreferredVersion = group.Versions[0]
-	}
-	group.ServerAddressByClientCIDRs = nil // filled in for each client
-	a.cfg.Groups.AddGroup(group)
-}
-
-// group is a group in the list at /apis; nil: it is not there.
-func (a *Aggregator) group(ctx context.Context, r *http.Request, name string) *metav1.APIGroup {
-	all, err := a.cfg.Groups.Groups(ctx, r)
-	if err != nil {
-		a.cfg.Logger.Error("groups are not readable", "err", err)
-		return nil
-	}
-	if i := slices.IndexFunc(all, func(g metav1.APIGroup) bool { return g.Name == name }); i >= 0 {
-		return &all[i]
-	}
-	return nil
-}
-
 // serveGroup answers /apis/GROUP, unless all that is served of it is built in.
 func (a *Aggregator) serveGroup(w http.ResponseWriter, r *http.Request, name string) bool {
 	routes := a.table.Load().groups()[name]
 	if !slices.ContainsFunc(routes, func(r *route) bool { return !r.builtin }) || r.Method != http.MethodGet {
 		return false
 	}
-	group := a.group(r.Context(), r, name)
+	group, err := a.cfg.Groups.Group(r, name)
+	if err != nil {
+		a.cfg.Fail(w, r, err)
+		return true
+	}
 	if group == nil {
 		return false
 	}

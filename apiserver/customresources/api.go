@@ -11,7 +11,6 @@ import (
 
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
-	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/rest"
@@ -34,7 +33,7 @@ type Config struct {
 	// Services finds the Services of conversion webhooks.
 	Services webhook.ServiceResolver
 	// Groups and Aggregated are the two forms of the list of groups at /apis.
-	Groups     discovery.GroupManager
+	Groups     Groups
 	Aggregated aggregated.ResourceManager
 	// BuiltIn tells which groups are served by others: what is defined in them is not
 	// served. It must not block.

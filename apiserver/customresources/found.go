@@ -8,7 +8,6 @@ import (
 	definitionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 )
 
@@ -18,9 +17,16 @@ const (
 	versionPriority = 100
 )
 
+// Groups is the list of groups at /apis in its older form.
+type Groups interface {
+	// Set says which versions of a group are defined, the preferred one first; none: the
+	// group is not defined any more.
+	Set(group string, versions ...string)
+}
+
 // found keeps the lists of groups at /apis, which are shared with the built-in groups.
 type found struct {
-	groups     discovery.GroupManager
+	groups     Groups
 	aggregated aggregated.ResourceManager
 
 	mu    sync.Mutex
@@ -49,7 +55,7 @@ func (f *found) update(all []*definitionsv1.CustomResourceDefinition) {
 	}
 	for name := range f.lists {
 		if lists[name] == nil {
-			f.groups.RemoveGroup(name)
+			f.groups.Set(name)
 			f.aggregated.RemoveGroup(name)
 		}
 	}
@@ -57,7 +63,7 @@ func (f *found) update(all []*definitionsv1.CustomResourceDefinition) {
 }
 
 func (f *found) tell(name string, versions []string, crds []*definitionsv1.CustomResourceDefinition) {
-	f.groups.AddGroup(groupOf(name, versions))
+	f.groups.Set(name, versions...)
 	for _, v := range versions {
 		f.aggregated.AddGroupVersion(name, aggregatedOf(schema.GroupVersion{Group: name, Version: v}, crds))
 		f.aggregated.SetGroupVersionPriority(metav1.GroupVersion{Group: name, Version: v}, groupPriority, versionPriority)
