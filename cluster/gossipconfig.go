@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"net"
 	"net/netip"
 	"time"
 
@@ -60,20 +59,4 @@ func (m *Members) gossipConfig(addr netip.Addr) *memberlist.Config {
 	c.Ping = pings{table: m.table, applied: m.cfg.Applied}
 	c.LogOutput = logWriter{m.cfg.Log}
 	return c
-}
-
-// portTaken tells whether somebody else has the port; memberlist's own error is
-// only text.
-func portTaken(bind netip.AddrPort) bool {
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(bind))
-	if err != nil {
-		return true
-	}
-	l.Close()
-	u, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(bind))
-	if err != nil {
-		return true
-	}
-	u.Close()
-	return false
 }

@@ -50,7 +50,7 @@ type Members struct {
 	table   *memberTable
 	started time.Time
 	rejoin  *rejoiner
-	// transport replaces memberlist's UDP and TCP; nil but in tests that cut cables.
+	// transport is newTransport but in tests that cut cables.
 	transport func() (memberlist.Transport, error)
 
 	mu      sync.Mutex
@@ -72,6 +72,7 @@ func NewMembers(cfg MembersConfig) (*Members, error) {
 		cfg.Bind = netip.AddrPortFrom(netip.IPv4Unspecified(), DefaultGossipPort)
 	}
 	m := &Members{cfg: cfg, table: newMemberTable(cfg.Name), started: time.Now()}
+	m.transport = func() (memberlist.Transport, error) { return newTransport(cfg.Bind, cfg.Log) }
 	m.rejoin = newRejoiner(m)
 	ks, err := loadKnown(cfg.Dir)
 	if err != nil {
@@ -121,23 +122,21 @@ func (m *Members) Run(ctx context.Context) error {
 
 func (m *Members) open(addr netip.Addr) error {
 	conf := m.gossipConfig(addr)
-	if m.transport != nil {
-		tr, err := m.transport()
-		if err != nil {
-			return err
-		}
-		conf.Transport = tr
+	tr, err := m.transport()
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("gossip port %s is in use by another program: stop it (see `ss -lnp`), or choose another port: %w", m.cfg.Bind, err)
 	}
+	if err != nil {
+		return err
+	}
+	conf.Transport = tr
 	m.mu.Lock()
 	m.address = addr
 	m.mu.Unlock()
 	// Create tells the delegates of ourselves, so no lock of ours is held.
 	list, err := memberlist.Create(conf)
-	if errors.Is(err, syscall.EADDRINUSE) || (err != nil && portTaken(m.cfg.Bind)) {
-		return fmt.Errorf("gossip port %s is in use by another program: stop it (see `ss -lnp`), or choose another port: %w", m.cfg.Bind, err)
-	}
 	if err != nil {
-		return fmt.Errorf("start gossip: %w", err)
+		return fmt.Errorf("start gossip: %w", errors.Join(err, tr.Shutdown()))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,0 +1,139 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// largestPacket is what UDP carries at most.
+const largestPacket = 1<<16 - 1
+
+// acceptAgain is the pause after a connection could not be taken: the process has
+// too many files, which a loop would not cure.
+const acceptAgain = 100 * time.Millisecond
+
+// transport is memberlist's way to the network: UDP and TCP on one port. Memberlist's
+// own makes a buffer of 64 kB for every packet, which is three quarters of the garbage
+// of an idle peer; this one reads into one buffer and hands on copies.
+type transport struct {
+	udp     *net.UDPConn
+	tcp     *net.TCPListener
+	log     *slog.Logger
+	packets chan *memberlist.Packet
+	streams chan net.Conn
+	closed  chan struct{}
+	once    sync.Once
+	wg      sync.WaitGroup
+}
+
+var _ memberlist.Transport = (*transport)(nil)
+
+// newTransport listens; the caller shuts it down.
+func newTransport(bind netip.AddrPort, log *slog.Logger) (*transport, error) {
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(bind))
+	if err != nil {
+		return nil, fmt.Errorf("listen for gossip: %w", err)
+	}
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(bind))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for gossip: %w", err), tcp.Close())
+	}
+	t := &transport{
+		udp: udp, tcp: tcp, log: log,
+		packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), closed: make(chan struct{}),
+	}
+	t.wg.Go(t.receive)
+	t.wg.Go(t.accept)
+	return t, nil
+}
+
+func (t *transport) receive() {
+	buf := make([]byte, largestPacket)
+	for {
+		n, from, err := t.udp.ReadFromUDPAddrPort(buf)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			t.log.Warn("gossip packet could not be read", "error", err)
+			continue
+		case n == 0:
+			continue
+		}
+		packet := &memberlist.Packet{Buf: slices.Clone(buf[:n]), From: net.UDPAddrFromAddrPort(from), Timestamp: time.Now()}
+		select {
+		case t.packets <- packet:
+		case <-t.closed:
+			return
+		}
+	}
+}
+
+func (t *transport) accept() {
+	for {
+		conn, err := t.tcp.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			t.log.Warn("gossip connection could not be taken", "error", err)
+			select {
+			case <-time.After(acceptAgain):
+			case <-t.closed:
+				return
+			}
+			continue
+		}
+		select {
+		case t.streams <- conn:
+		case <-t.closed:
+			conn.Close()
+			return
+		}
+	}
+}
+
+func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
+
+func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
+
+// FinalAdvertiseAddr takes what it is given: it is always set.
+func (t *transport) FinalAdvertiseAddr(ip string, port int) (net.IP, int, error) {
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		return nil, 0, fmt.Errorf("address for gossip: %w", err)
+	}
+	return addr.Unmap().AsSlice(), port, nil
+}
+
+func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("gossip to %s: %w", addr, err)
+	}
+	_, err = t.udp.WriteToUDPAddrPort(b, to)
+	return time.Now(), err
+}
+
+func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	return net.DialTimeout("tcp", addr, timeout)
+}
+
+// Shutdown returns when nothing listens any more. Idempotent.
+func (t *transport) Shutdown() error {
+	var err error
+	t.once.Do(func() {
+		close(t.closed)
+		err = errors.Join(t.udp.Close(), t.tcp.Close())
+	})
+	t.wg.Wait()
+	return err
+}
