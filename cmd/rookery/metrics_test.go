@@ -10,12 +10,14 @@ import (
 
 	"github.com/rundigitalplatform/rookery/dnsserver"
 	"github.com/rundigitalplatform/rookery/ingress"
+	"github.com/rundigitalplatform/rookery/network/policy"
+	"github.com/rundigitalplatform/rookery/network/refused"
 )
 
 // TestMetricsAreDocumented: docs/operations.md lists what /metrics has, no more and no less.
 func TestMetricsAreDocumented(t *testing.T) {
 	descs := make(chan *prometheus.Desc, 100)
-	for _, c := range []prometheus.Collector{newPeerMetrics(func() observed { return observed{} }), dnsserver.NewMetrics(), ingress.NewMetrics()} {
+	for _, c := range []prometheus.Collector{newPeerMetrics(func() observed { return observed{} }), dnsserver.NewMetrics(), ingress.NewMetrics(), refused.New(refused.Config{}), &policy.Controller{}} {
 		c.Describe(descs)
 	}
 	close(descs)

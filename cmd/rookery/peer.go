@@ -25,7 +25,9 @@ import (
 	"github.com/rundigitalplatform/rookery/cluster/identity"
 	"github.com/rundigitalplatform/rookery/dnsserver"
 	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/policy"
+	"github.com/rundigitalplatform/rookery/network/refused"
 	"github.com/rundigitalplatform/rookery/network/services"
 	"github.com/rundigitalplatform/rookery/node"
 	"github.com/rundigitalplatform/rookery/node/spec"
@@ -216,7 +218,8 @@ func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) er
 	if err != nil {
 		return err
 	}
-	balancer := p.balancer()
+	balancer, refusals := p.balancer(), p.refusals()
+	legacyregistry.Registerer().MustRegister(p.policies, refusals)
 	pool, err := p.cfg.balancerAddresses()
 	if err != nil {
 		return err
@@ -225,7 +228,7 @@ func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) er
 		start(g, ctx, map[string]func(context.Context) error{"announcements": p.announcer(pool).Run})
 	}
 	start(g, ctx, map[string]func(context.Context) error{
-		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "policies": p.policies.Run, "dns": dns.Run, "ingress": proxy.Run, "agent": p.agent.Run, "logind": p.watchShutdown,
+		"api": p.api.Run, "http": p.serve, "routes": p.runRoutes, "services": balancer.Run, "policies": p.policies.Run, "refusals": refusals.Run, "dns": dns.Run, "ingress": proxy.Run, "agent": p.agent.Run, "logind": p.watchShutdown,
 	})
 	for p.api.Ready() != nil {
 		select {
@@ -361,6 +364,15 @@ func families(settings identity.Settings, first netip.Prefix) (out []network.Fam
 		out = append(out, network.Family{PodCIDR: shares[i], ClusterCIDR: r.PodCIDR, ServiceCIDR: r.ServiceCIDR, DNS: r.DNS})
 	}
 	return out
+}
+
+// refusals tells what pods of this peer were not allowed to send or to get.
+func (p *peer) refusals() *refused.Watcher {
+	cfg := refused.Config{Counts: network.Counts, Device: network.Device, Pods: p.api.Informers().Core().V1().Pods().Lister(), Log: p.log.With("room", "network")}
+	for _, r := range p.id.Settings().Ranges() {
+		cfg.Families = append(cfg.Families, nft.FamilyOf(r.PodCIDR.Addr()))
+	}
+	return refused.New(cfg)
 }
 
 // policySelves are what the rules of NetworkPolicies know of the peer, by IP family.

@@ -66,7 +66,7 @@ func userdata(kind byte, value []byte) []byte {
 }
 
 func (b *batch) addSet(name string, s Set) {
-	if s.Map || s.Timeout == 0 || s.Type != AddressType(b.family) {
+	if s.Map || s.Timeout == 0 || s.Size > 0 || s.Type != AddressType(b.family) {
 		b.unable = true // only ever at the start, or with policies
 		return
 	}

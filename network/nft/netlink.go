@@ -61,21 +61,25 @@ func marshal(to []byte, attrs []attr) []byte {
 	return to
 }
 
-// message appends one; its attributes begin with the name of the table.
+// message appends one.
 func (b *batch) message(kind, flags uint16, attrs ...attr) {
 	if b.unable {
 		return
 	}
+	b.append(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, b.body(attrs...))
+	if len(b.buf) > batchSize {
+		b.unable = true
+	}
+}
+
+// body is struct nfgenmsg and the attributes, which begin with the table: that is number 1 in
+// every kind of message.
+func (b *batch) body(attrs ...attr) []byte {
 	family := byte(unix.NFPROTO_IPV4)
 	if b.family == knftables.IPv6Family {
 		family = unix.NFPROTO_IPV6
 	}
-	// The table is attribute 1 of every kind of message.
-	body := marshal([]byte{family, unix.NFNETLINK_V0, 0, 0}, append([]attr{text(1, b.table)}, attrs...))
-	b.append(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, body)
-	if len(b.buf) > batchSize {
-		b.unable = true
-	}
+	return marshal([]byte{family, unix.NFNETLINK_V0, 0, 0}, append([]attr{text(1, b.table)}, attrs...))
 }
 
 func (b *batch) control(kind uint16) {

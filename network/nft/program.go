@@ -53,10 +53,14 @@ func setObject(name string, s Set) knftables.Object {
 		flags = []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}
 		timeout = &s.Timeout
 	}
-	if s.Map {
-		return &knftables.Map{Name: name, Type: s.Type, Flags: flags, Timeout: timeout}
+	var size *uint64
+	if s.Size > 0 {
+		size = &s.Size
 	}
-	return &knftables.Set{Name: name, Type: s.Type, Flags: flags, Timeout: timeout}
+	if s.Map {
+		return &knftables.Map{Name: name, Type: s.Type, Flags: flags, Timeout: timeout, Size: size}
+	}
+	return &knftables.Set{Name: name, Type: s.Type, Flags: flags, Timeout: timeout, Size: size}
 }
 
 func elementObject(name string, s Set, key, value string) *knftables.Element {

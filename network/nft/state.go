@@ -51,6 +51,8 @@ type Set struct {
 	// Timeout makes the set one that the packet path fills (its elements are
 	// the kernel's, and never compared); zero for a set that Elements fills.
 	Timeout time.Duration
+	// Size bounds the number of elements of a set that the packet path fills; zero: 65535.
+	Size uint64
 	// Elements maps each key to its value ("" in sets). Parts are joined by " . ".
 	Elements map[string]string
 }

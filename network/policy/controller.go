@@ -46,7 +46,7 @@ type Config struct {
 	Log        *slog.Logger
 }
 
-// Controller keeps the rules equal to the policies.
+// Controller keeps the rules equal to the policies. It is a prometheus.Collector as well.
 type Controller struct {
 	cfg   Config
 	dirty chan struct{}
@@ -56,6 +56,9 @@ type Controller struct {
 	wanted  uint64        // counts who asked for rules by Admit
 	applied uint64        // of them, those whose pod is in the rules
 	done    chan struct{} // closed and replaced whenever applied grows
+	// policies and isolated are what the rules were made from.
+	policies int
+	isolated map[direction]int
 
 	// The rest belongs to Run.
 	last            map[knftables.Family]nft.State // what was written
@@ -195,6 +198,7 @@ func (c *Controller) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	isolated := map[direction]int{}
 	for i, self := range c.cfg.Families {
 		m, err := compile(o, self)
 		if err != nil && i == 0 { // the same in each
@@ -203,10 +207,13 @@ func (c *Controller) sync(ctx context.Context) error {
 		if err := c.write(ctx, m); err != nil {
 			return err
 		}
+		for dir, pods := range m.isolated { // a pod has an address of each family
+			isolated[dir] = max(isolated[dir], len(pods))
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.applied = mine
+	c.applied, c.policies, c.isolated = mine, len(o.policies), isolated
 	close(c.done)
 	c.done = make(chan struct{})
 	return nil

@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/refused"
 )
 
 // rules renders the model; nothing at all where no pod of this peer is isolated, so
@@ -41,9 +42,11 @@ func (m model) rules() nft.State {
 		m.ip("daddr @policy-pods reject with tcp reset"),
 	}}
 	icmp := map[knftables.Family]string{knftables.IPv4Family: "icmp", knftables.IPv6Family: "icmpv6"}[m.family]
-	s.Chains["policy-refuse"] = nft.Chain{Rules: []string{"meta l4proto tcp reject with tcp reset", "reject with " + icmp + " admin-prohibited"}}
 	pods := map[string]string{}
 	for _, dir := range []direction{ingress, egress} {
+		dir.reason().Add(s, m.family)
+		s.Chains["policy-refuse-"+string(dir)] = nft.Chain{Rules: append(dir.reason().Rules(m.family),
+			"meta l4proto tcp reject with tcp reset", "reject with "+icmp+" admin-prohibited")}
 		elements := map[string]string{}
 		for addr, sides := range m.isolated[dir] {
 			chain := fmt.Sprintf("policy-%s-%s", dir, nft.Name(addr))
@@ -57,6 +60,13 @@ func (m model) rules() nft.State {
 	}
 	s.Sets["policy-pods"] = nft.Set{Type: nft.AddressType(m.family), Elements: pods}
 	return s
+}
+
+func (d direction) reason() refused.Reason {
+	if d == ingress {
+		return refused.Ingress
+	}
+	return refused.Egress
 }
 
 // ip begins a match of the network header.
@@ -76,7 +86,7 @@ func (m model) podRules(addr netip.Addr, dir direction, sides []*side) []string 
 	for _, s := range sides {
 		rules = append(rules, "jump policy-"+s.name)
 	}
-	return append(rules, "goto policy-refuse")
+	return append(rules, "goto policy-refuse-"+string(dir))
 }
 
 // otherEnd is the address of who is not selected.
