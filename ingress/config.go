@@ -43,7 +43,8 @@ type Config struct {
 	Changed <-chan struct{}
 	// Issue makes a certificate of the cluster's CA for names and addresses. Required for the Proxy.
 	Issue func(names []string, addrs []netip.Addr) (*tls.Certificate, error)
-	// TrustedProxies are the networks from which X-Forwarded-For is believed.
+	// TrustedProxies are the networks from which X-Forwarded-For is believed: to endpoints,
+	// in the access log, and for affinity.
 	TrustedProxies []netip.Prefix
 	// Timeout is how long an endpoint may take until its response begins, and a client
 	// between two parts of its request. 0 means a minute. Annotations may say otherwise.

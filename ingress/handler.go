@@ -41,7 +41,7 @@ func newHandler(cfg Config) *handler {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	rec := &recorder{ResponseWriter: w}
-	x := &exchange{client: addressOf(r.RemoteAddr)}
+	x := &exchange{client: h.clientOf(r)}
 	if !h.challenge(rec, r) {
 		h.serve(rec, r, x)
 	}
@@ -144,6 +144,25 @@ func answered(resp *http.Response) error {
 	}
 	x.upgraded = resp.StatusCode == http.StatusSwitchingProtocols
 	return nil
+}
+
+// clientOf is the client's address, for the log and for affinity: behind trusted proxies it
+// is the last that they have seen and that is not one of them. What the client itself has
+// written before that is never looked at.
+func (h *handler) clientOf(r *http.Request) string {
+	client := addressOf(r.RemoteAddr)
+	seen := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for _, text := range slices.Backward(seen) {
+		if !h.trusts(client) {
+			break
+		}
+		ip, err := netip.ParseAddr(strings.TrimSpace(text))
+		if err != nil {
+			break
+		}
+		client = ip.Unmap().WithZone("").String()
+	}
+	return client
 }
 
 func (h *handler) trusts(client string) bool {

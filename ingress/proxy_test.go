@@ -276,6 +276,39 @@ func TestTrustedProxy(t *testing.T) {
 	if got.Header.Get("X-Forwarded-For") != "6.6.6.6, 127.0.0.1" || got.Header.Get("X-Forwarded-Proto") != "https" {
 		t.Errorf("got %v", got.Header)
 	}
+	poll(t, func() error {
+		if want := `"client":"6.6.6.6"`; !strings.Contains(w.access.String(), want) {
+			return fmt.Errorf("no %s in the access log:\n%s", want, w.access)
+		}
+		return nil
+	})
+}
+
+// A client is who has come to the outermost trusted proxy, whatever it says of itself.
+func TestClientAddress(t *testing.T) {
+	h := &handler{cfg: Config{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}}
+	for _, tt := range []struct {
+		remote    string
+		forwarded []string
+		want      string
+	}{
+		{"7.7.7.7:80", nil, "7.7.7.7"},
+		{"7.7.7.7:80", []string{"6.6.6.6"}, "7.7.7.7"},
+		{"7.7.7.7:80", []string{"10.0.0.1"}, "7.7.7.7"},
+		{"10.0.0.1:80", nil, "10.0.0.1"},
+		{"10.0.0.1:80", []string{"7.7.7.7"}, "7.7.7.7"},
+		{"10.0.0.1:80", []string{"6.6.6.6, 7.7.7.7"}, "7.7.7.7"},
+		{"10.0.0.1:80", []string{"6.6.6.6", "7.7.7.7 , fd00::1"}, "7.7.7.7"},
+		{"[fd00::1]:80", []string{"10.0.0.9, 7.7.7.7"}, "7.7.7.7"},
+		{"[::ffff:10.0.0.1]:80", []string{"::ffff:7.7.7.7"}, "7.7.7.7"},
+		{"10.0.0.1:80", []string{"7.7.7.7, unknown"}, "10.0.0.1"},
+		{"10.0.0.1:80", []string{"unknown, 10.0.0.2"}, "10.0.0.2"},
+	} {
+		r := &http.Request{RemoteAddr: tt.remote, Header: http.Header{"X-Forwarded-For": tt.forwarded}}
+		if have := h.clientOf(r); have != tt.want {
+			t.Errorf("from %s, forwarded for %q: %s, want %s", tt.remote, tt.forwarded, have, tt.want)
+		}
+	}
 }
 
 // Who came to a trusted proxy by TLS is not sent to TLS again; of others the header is not believed.
