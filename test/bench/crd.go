@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/rundigitalplatform/rookery/test/lab"
 )
 
 // crdTimes are seconds from the creation of a definition.
@@ -63,11 +65,11 @@ func (b *bench) anonymous(ctx context.Context) (float64, error) {
 	}
 	var sum float64
 	for _, pid := range pids {
-		anon, err := field(fmt.Sprintf("/proc/%d/status", pid), "RssAnon")
+		u, err := lab.UsageOf(pid)
 		if err != nil {
 			return 0, err
 		}
-		sum += anon / 1024
+		sum += megabytes(u.Anonymous)
 	}
 	return sum / float64(len(pids)), nil
 }

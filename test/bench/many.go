@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/rundigitalplatform/rookery/runtime/podman"
+	"github.com/rundigitalplatform/rookery/test/lab"
 )
 
 const (
@@ -100,7 +101,7 @@ func measureMany(ctx context.Context, b *bench) ([]figure, error) {
 	for i := range pods {
 		pods[i] = benchPod(fmt.Sprintf("many-%d", i), host)
 	}
-	before, err := spent(pids[host])
+	before, err := lab.UsageOf(pids[host])
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +109,7 @@ func measureMany(ctx context.Context, b *bench) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	after, err := spent(pids[host])
+	after, err := lab.UsageOf(pids[host])
 	if err != nil {
 		return nil, err
 	}
@@ -131,8 +132,8 @@ func measureMany(ctx context.Context, b *bench) ([]figure, error) {
 	return []figure{
 		{name: "many/110-ready", value: took.Seconds(), unit: "s", yardstick: "-"},
 		{name: "many/110-removed", value: removed.Seconds(), unit: "s", yardstick: "-"},
-		{name: "many/daemon-cpu-a-start", value: 1000 * (after.cpu - before.cpu) / many, unit: "ms", yardstick: "status, events, API"},
-		{name: "many/daemon-writes-a-start", value: (after.written - before.written) / 1024 / many, unit: "KiB", yardstick: "the log of one replica"},
+		{name: "many/daemon-cpu-a-start", value: 1000 * (after.CPU - before.CPU).Seconds() / many, unit: "ms", yardstick: "status, events, API"},
+		{name: "many/daemon-writes-a-start", value: float64(after.Written-before.Written) / 1024 / many, unit: "KiB", yardstick: "the log of one replica"},
 		{name: "many/idle-disk-writes", value: written, unit: "bytes/min", yardstick: "-", budget: 1},
 		{name: "many/idle-cpu", value: cpu, unit: "% of a core", yardstick: "-", budget: 1},
 		{name: "many/probe", value: cost, unit: "ms of cpu", yardstick: "an HTTP probe"},
