@@ -11,6 +11,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/rundigitalplatform/rookery/test/image"
 )
@@ -81,8 +82,8 @@ func text(t *testing.T, path string) string {
 // podNow is a pod of the sample's namespace as the API has it.
 func podNow(t *testing.T, name string) *v1.Pod {
 	t.Helper()
-	pod := &v1.Pod{}
-	if err := shared.JSON(t.Context(), pod, "h3", "rookery", "-n", "hello", "get", "pod", name, "-o", "json"); err != nil {
+	pod, err := api(t).CoreV1().Pods("hello").Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
 		t.Fatal(err)
 	}
 	return pod
@@ -95,8 +96,11 @@ const patience = 2 * time.Minute
 func untilPod(t *testing.T, name string, check func(pod *v1.Pod) string) *v1.Pod {
 	t.Helper()
 	var pod *v1.Pod
-	eventually(t, patience, func() error {
-		pod = podNow(t, name)
+	pods := api(t).CoreV1().Pods("hello") // a program for each look would take the machine from the cluster
+	eventually(t, patience, func() (err error) {
+		if pod, err = pods.Get(t.Context(), name, metav1.GetOptions{}); err != nil {
+			return err
+		}
 		if wrong := check(pod); wrong != "" {
 			return fmt.Errorf("pod %s: %s: %s", name, wrong, fate(pod))
 		}
