@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	registration "k8s.io/api/admissionregistration/v1"
+	definitionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -183,5 +184,65 @@ func TestHowExtensionsKnowTheAPI(t *testing.T) {
 	}
 	if _, err := p.admin.RbacV1().ClusterRoles().Get(t.Context(), "system:auth-delegator", metav1.GetOptions{}); err != nil {
 		t.Errorf("the role to ask about others: %v", err)
+	}
+}
+
+// What users define has APIServices too, for as long as it is served.
+func TestAPIServicesOfDefinitions(t *testing.T) {
+	c := startCustom(t, raftstore.NewMemory())
+	end := c.lead(t)
+	services := c.apiServices(t)
+	foreign := &apiregistrationv1.APIService{
+		ObjectMeta: metav1.ObjectMeta{Name: "v1.mine.example.com"},
+		Spec:       apiregistrationv1.APIServiceSpec{Group: "mine.example.com", Version: "v1", GroupPriorityMinimum: 7, VersionPriority: 7},
+	}
+	if _, err := services.Create(t.Context(), foreign, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	expect := func(want ...string) {
+		t.Helper()
+		eventually(t, "the APIServices are "+strings.Join(want, ", "), func() bool {
+			all, err := services.List(t.Context(), metav1.ListOptions{LabelSelector: "kube-aggregator.kubernetes.io/automanaged=true"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var have []string
+			for _, s := range all.Items {
+				have = append(have, s.Name)
+			}
+			return slices.Equal(have, want)
+		})
+	}
+	c.define(t, aDefinition("ones", "a.example.com", "One"))
+	c.define(t, aDefinition("others", "a.example.com", "Other"))
+	c.define(t, aDefinition("thirds", "b.example.com", "Third"))
+	c.define(t, aDefinition("mines", "mine.example.com", "Mine"))
+	expect("v1.a.example.com", "v1.b.example.com")
+	if s, err := services.Get(t.Context(), "v1.b.example.com", metav1.GetOptions{}); err != nil || s.Spec.GroupPriorityMinimum != 1000 || s.Spec.VersionPriority != 100 || c.condition(t, s.Name) != "True Local" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	// The next version, and another leader.
+	c.change(t, "thirds.b.example.com", func(crd *definitionsv1.CustomResourceDefinition) {
+		next := *crd.Spec.Versions[0].DeepCopy()
+		next.Name, next.Storage = "v2", false
+		crd.Spec.Versions = append(crd.Spec.Versions, next)
+	})
+	expect("v1.a.example.com", "v1.b.example.com", "v2.b.example.com")
+	end()
+	for _, name := range []string{"ones.a.example.com", "thirds.b.example.com"} {
+		if err := c.definitions.Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.lead(t)
+	expect("v1.a.example.com")
+	for _, name := range []string{"others.a.example.com", "mines.mine.example.com"} {
+		if err := c.definitions.Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect()
+	if s, err := services.Get(t.Context(), foreign.Name, metav1.GetOptions{}); err != nil || s.Spec.VersionPriority != 7 {
+		t.Errorf("somebody else's: %+v, %v", s, err)
 	}
 }

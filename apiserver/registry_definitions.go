@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
 	"github.com/rundigitalplatform/rookery/apiserver/customresources"
 )
 
@@ -23,9 +25,14 @@ func (s *Server) customResources(in *installer) *customresources.API {
 	return customresources.New(customresources.Config{
 		Store: s.cfg.Store, Logger: s.cfg.Logger, Life: s.life, Client: s.ClientConfig("system:apiserver", "system:masters"),
 		Admission: in.admit, Authorizer: in.authz, Services: serviceResolver{s.client},
-		Groups: in.listed.defined, Aggregated: in.named, BuiltIn: in.builtIn.Has, KubernetesVersion: s.cfg.KubernetesVersion,
+		Groups: in.listed.defined, Aggregated: in.named, BuiltIn: in.builtIn.Has, Register: s.register, KubernetesVersion: s.cfg.KubernetesVersion,
 		RequestTimeout: s.cfg.RequestTimeout, WatchTimeout: watchTimeout, MaxBodyBytes: s.cfg.MaxBodyBytes,
 	})
+}
+
+// register is [aggregation.Aggregator.Register].
+func (s *Server) register(ctx context.Context, defined []schema.GroupVersion) error {
+	return s.extensions.Register(ctx, defined)
 }
 
 // RunDefinitions runs the controllers of CustomResourceDefinitions until ctx ends: names,

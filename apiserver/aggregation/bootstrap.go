@@ -18,13 +18,17 @@ import (
 const (
 	// managed is upstream's label of the APIServices that the cluster writes itself.
 	managed        = "kube-aggregator.kubernetes.io/automanaged"
-	managedOnStart = "onstart"
+	managedOnStart = "onstart" // of built-in groups
+	managedAlways  = "true"    // of what users define
 	// BuiltinPriority is that of a built-in group, by which clients choose among kinds of
 	// the same name: upstream's are near it too, and extensions' far below.
 	BuiltinPriority = 17500
 	// BuiltinVersionPriority is that of a built-in version in its group.
 	BuiltinVersionPriority = 15
 	corePriority           = 18000
+	// Upstream's priorities of what users define.
+	definedPriority        = 1000
+	definedVersionPriority = 100
 
 	trustNamespace = metav1.NamespaceSystem
 	trustName      = "extension-apiserver-authentication"
@@ -47,6 +51,32 @@ func (a *Aggregator) Bootstrap(ctx context.Context, core typedv1.ConfigMapsGette
 // for APIServices finds objects like any other. One that may be replaced gets none,
 // because its name belongs to whoever installs the replacement.
 func (a *Aggregator) bootstrapLocal(ctx context.Context) error {
+	wanted := map[string]*apiregistrationv1.APIService{}
+	for gv, replaceable := range a.cfg.Builtin {
+		if !replaceable && gv.Group != apiregistrationv1.GroupName { // upstream leaves that one out too
+			s := local(gv)
+			wanted[s.Name] = s
+		}
+	}
+	return a.keep(ctx, managedOnStart, wanted)
+}
+
+// Register stores a local APIService for each of these group versions, which users have
+// defined, and removes those of definitions that are gone, as upstream does. One that
+// somebody else has made stays as it is. For the leader.
+func (a *Aggregator) Register(ctx context.Context, defined []schema.GroupVersion) error {
+	wanted := map[string]*apiregistrationv1.APIService{}
+	for _, gv := range defined {
+		s := local(gv)
+		s.Labels[managed] = managedAlways
+		s.Spec.GroupPriorityMinimum, s.Spec.VersionPriority = definedPriority, definedVersionPriority
+		wanted[s.Name] = s
+	}
+	return a.keep(ctx, managedAlways, wanted)
+}
+
+// keep makes the local APIServices with that label the wanted ones.
+func (a *Aggregator) keep(ctx context.Context, label string, wanted map[string]*apiregistrationv1.APIService) error {
 	client, err := clientset.NewForConfig(a.cfg.Client)
 	if err != nil {
 		return err
@@ -56,15 +86,8 @@ func (a *Aggregator) bootstrapLocal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	wanted := map[string]*apiregistrationv1.APIService{}
-	for gv, replaceable := range a.cfg.Builtin {
-		if !replaceable && gv.Group != apiregistrationv1.GroupName { // upstream leaves that one out too
-			s := local(gv)
-			wanted[s.Name] = s
-		}
-	}
 	for _, s := range there.Items {
-		if wanted[s.Name] == nil && s.Spec.Service == nil && s.Labels[managed] == managedOnStart {
+		if wanted[s.Name] == nil && s.Spec.Service == nil && s.Labels[managed] == label {
 			if err := services.Delete(ctx, s.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
@@ -38,6 +39,9 @@ type Config struct {
 	// BuiltIn tells which groups are served by others: what is defined in them is not
 	// served. It must not block.
 	BuiltIn func(group string) bool
+	// Register is told, on the leader, all group versions that are defined, whenever that
+	// may have changed. After an error it is called again.
+	Register func(context.Context, []schema.GroupVersion) error
 	// KubernetesVersion is of the packages that build documents; it is part of their hash.
 	KubernetesVersion string
 	// RequestTimeout bounds a request, WatchTimeout is the shortest life of a watch that

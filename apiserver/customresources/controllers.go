@@ -58,6 +58,9 @@ func (a *API) RunControllers(ctx context.Context) error {
 	if err := queueAccepted(term, establishing); err != nil {
 		return err
 	}
+	if err := a.keepRegistered(ctx, &running, s, term); err != nil {
+		return err
+	}
 	running.Go(func() { naming.RunWithContext(ctx) })
 	running.Go(func() { establishing.RunWithContext(ctx) })
 	running.Go(func() { schemas.RunWithContext(workers, ctx) })
