@@ -2,16 +2,8 @@ package main
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"slices"
-	"strconv"
-	"sync"
-	"syscall"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -86,99 +78,4 @@ func addressesOf(svc *corev1.Service) (out []string) {
 		out = append(out, cmp.Or(in.IP, in.Hostname)+" (load balancer)")
 	}
 	return out
-}
-
-// netTimeout is how long one try may take: longer than two lost packets.
-const netTimeout = 4 * time.Second
-
-// netCheck tries to reach the others from this peer: each peer on the pod network, one
-// pod on each peer, the API's Service, and DNS.
-func (p *peer) netCheck(ctx context.Context) []admin.Probe {
-	var mu sync.Mutex
-	var all []admin.Probe
-	var wait sync.WaitGroup
-	try := func(what, to string, reach func(context.Context) error) {
-		wait.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, netTimeout)
-			defer cancel()
-			probe := admin.Probe{From: p.id.Name(), To: to, What: what}
-			if err := reach(ctx); err != nil {
-				probe.Failed = err.Error()
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			all = append(all, probe)
-		})
-	}
-	records, err := p.registry.Peers()
-	if err != nil {
-		return []admin.Probe{{From: p.id.Name(), To: "the peers", What: "pod network", Failed: err.Error()}}
-	}
-	for _, r := range records {
-		if r.Name != p.id.Name() && !r.Witness {
-			own := netip.AddrPortFrom(r.PodCIDR.Masked().Addr().Next(), r.Port)
-			try("pod network", r.Name, func(ctx context.Context) error { return connect(ctx, own) })
-		}
-	}
-	for node, pod := range p.onePodEach() {
-		at, err := netip.ParseAddr(pod.Status.PodIP)
-		try("pod", fmt.Sprintf("%s/%s on %s", pod.Namespace, pod.Name, node), func(ctx context.Context) error {
-			if err != nil {
-				return err
-			}
-			return connect(ctx, netip.AddrPortFrom(at, discard))
-		})
-	}
-	settings := p.id.Settings()
-	if svc, err := p.api.Informers().Core().V1().Services().Lister().Services("default").Get("kubernetes"); err == nil {
-		if at, err := netip.ParseAddr(svc.Spec.ClusterIP); err == nil {
-			try("Service", "default/kubernetes", func(ctx context.Context) error {
-				return accepted(ctx, netip.AddrPortFrom(at, uint16(svc.Spec.Ports[0].Port)))
-			})
-		}
-	}
-	try("DNS", "kubernetes.default.svc."+settings.Domain, func(ctx context.Context) error {
-		r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, net.JoinHostPort(settings.DNS.String(), strconv.Itoa(53)))
-		}}
-		_, err := r.LookupNetIP(ctx, "ip4", "kubernetes.default.svc."+settings.Domain+".")
-		return err
-	})
-	wait.Wait()
-	return all
-}
-
-// discard is a port that few pods listen on; a refusal is an answer as well.
-const discard = 9
-
-// onePodEach is a Ready pod of each peer that lives, with an address of its own.
-func (p *peer) onePodEach() map[string]*corev1.Pod {
-	out := map[string]*corev1.Pod{}
-	pods, err := p.api.Informers().Core().V1().Pods().Lister().List(labels.Everything())
-	if err != nil {
-		p.log.Error("pods are not readable", "err", err)
-	}
-	for _, pod := range pods {
-		node := pod.Spec.NodeName
-		if !pod.Spec.HostNetwork && podReady(pod) && p.live.alive(node) && (out[node] == nil || pod.UID < out[node].UID) {
-			out[node] = pod
-		}
-	}
-	return out
-}
-
-// connect is content with a refusal: somebody is there.
-func connect(ctx context.Context, at netip.AddrPort) error {
-	if err := accepted(ctx, at); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
-		return err
-	}
-	return nil
-}
-
-func accepted(ctx context.Context, at netip.AddrPort) error {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp4", at.String())
-	if err != nil {
-		return err
-	}
-	return conn.Close()
 }

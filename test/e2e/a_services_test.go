@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 const serviceURL = "http://hello.hello.svc.cluster.local/"
@@ -89,7 +91,7 @@ func TestNetShowsWhereConnectionsGo(t *testing.T) {
 		if err != nil || strings.Contains(out, "NO") {
 			return fmt.Errorf("%v:\n%s", err, out)
 		}
-		for _, from := range []string{"h1", "h2", "h3"} {
+		for _, from := range []string{"h1", "h2", "h3", "a pod on h1", "a pod on h2", "a pod on h3"} {
 			// Two peers, a pod on each of three, a Service and a name.
 			if n := strings.Count("\n"+out, "\n"+from+" "); n != 7 {
 				return fmt.Errorf("%s tried %d ways, want 7:\n%s", from, n, out)
@@ -97,6 +99,25 @@ func TestNetShowsWhereConnectionsGo(t *testing.T) {
 		}
 		return nil
 	})
+	// Nothing is left of the pods that it was tried from.
+	for _, h := range shared.Peers() {
+		eventually(t, time.Minute, func() error {
+			all, err := api(t).CoreV1().Pods("").List(t.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + h.Name})
+			if err != nil {
+				return err
+			}
+			pods := 0
+			for _, p := range all.Items {
+				if !p.Spec.HostNetwork {
+					pods++
+				}
+			}
+			if out := sh(t, h.Name, "ip -o link show type veth"); strings.Count(out, ": rk") != pods {
+				return fmt.Errorf("%s has %d pods and these devices:\n%s", h.Name, pods, out)
+			}
+			return nil
+		})
+	}
 	if out := refused(t, "h1", "rookery", "net", "nothing", "-n", "hello"); !strings.Contains(out, `"nothing" not found`) {
 		t.Errorf("a Service that is not there: %s", out)
 	}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/rundigitalplatform/rookery/cluster"
+	"github.com/rundigitalplatform/rookery/cluster/identity"
+	"github.com/rundigitalplatform/rookery/cmd/rookery/admin"
+	"github.com/rundigitalplatform/rookery/network"
+)
+
+const (
+	// netTimeout is how long one try may take: longer than two lost packets.
+	netTimeout = 4 * time.Second
+	// insideTimeout is how long it may take until there is a pod to try from.
+	insideTimeout = 15 * time.Second
+	// discard is a port that few pods listen on; a refusal is an answer as well.
+	discard = 9
+)
+
+// way is one thing that can be reached from everywhere in the cluster.
+type way struct {
+	what, to string
+	reach    func(context.Context, network.Dial) error
+}
+
+// netCheck tries to reach the others from this peer, and from a pod on it: each peer on the pod
+// network, one pod on each peer, the API's Service, and DNS; of each IP family that the cluster has.
+// The pod is an empty network namespace, attached as any pod is for as long as the check takes.
+func (p *peer) netCheck(ctx context.Context) []admin.Probe {
+	self, pod := p.id.Name(), "a pod on "+p.id.Name()
+	records, err := p.registry.Peers()
+	if err != nil {
+		return []admin.Probe{{From: self, To: "the peers", What: "pod network", Failed: err.Error()}}
+	}
+	ways := slices.Concat(p.waysToPeers(records), p.waysToPods(), p.waysToServices())
+	all := try(ctx, self, ways, new(net.Dialer).DialContext)
+	ctx, cancel := context.WithTimeout(ctx, insideTimeout)
+	defer cancel()
+	err = p.network.Inside(ctx, "rookery-net-check-"+rand.Text(), func(dial network.Dial) {
+		all = append(all, try(ctx, pod, ways, dial)...)
+	})
+	if err != nil {
+		all = append(all, admin.Probe{From: pod, To: "everything", What: "pod network", Failed: err.Error()})
+	}
+	return all
+}
+
+// try goes all ways at once.
+func try(ctx context.Context, from string, ways []way, dial network.Dial) []admin.Probe {
+	ctx, cancel := context.WithTimeout(ctx, netTimeout)
+	defer cancel()
+	all := make([]admin.Probe, len(ways))
+	var wait sync.WaitGroup
+	for i, w := range ways {
+		all[i] = admin.Probe{From: from, To: w.to, What: w.what}
+		wait.Go(func() {
+			if err := w.reach(ctx, dial); err != nil {
+				all[i].Failed = err.Error()
+			}
+		})
+	}
+	wait.Wait()
+	return all
+}
+
+// waysToPeers lead to the other peers' own addresses on the pod network.
+func (p *peer) waysToPeers(records []cluster.Peer) (ways []way) {
+	settings := p.id.Settings()
+	for _, r := range records {
+		if r.Name == p.id.Name() || r.Witness {
+			continue
+		}
+		for _, share := range settings.PeerCIDRs(r.PodCIDR) {
+			own := netip.AddrPortFrom(share.Masked().Addr().Next(), r.Port)
+			ways = append(ways, way{"pod network", ofFamily(settings, r.Name, own.Addr()), func(ctx context.Context, dial network.Dial) error { return connect(ctx, dial, own) }})
+		}
+	}
+	return ways
+}
+
+// waysToPods lead to one pod on each peer.
+func (p *peer) waysToPods() (ways []way) {
+	for node, pod := range p.onePodEach() {
+		for _, at := range pod.Status.PodIPs {
+			ip, err := netip.ParseAddr(at.IP)
+			if err != nil {
+				continue // of no pod network, so not ours to try
+			}
+			to := ofFamily(p.id.Settings(), fmt.Sprintf("%s/%s on %s", pod.Namespace, pod.Name, node), ip)
+			ways = append(ways, way{"pod", to, func(ctx context.Context, dial network.Dial) error {
+				return connect(ctx, dial, netip.AddrPortFrom(ip, discard))
+			}})
+		}
+	}
+	slices.SortFunc(ways, func(a, b way) int { return cmp.Compare(a.to, b.to) })
+	return ways
+}
+
+// waysToServices lead to the API's Service, by its addresses and by its name.
+func (p *peer) waysToServices() (ways []way) {
+	settings := p.id.Settings()
+	if svc, err := p.api.Informers().Core().V1().Services().Lister().Services("default").Get("kubernetes"); err == nil {
+		for _, text := range svc.Spec.ClusterIPs {
+			if ip, err := netip.ParseAddr(text); err == nil {
+				at := netip.AddrPortFrom(ip, uint16(svc.Spec.Ports[0].Port))
+				ways = append(ways, way{"Service", ofFamily(settings, "default/kubernetes", ip), func(ctx context.Context, dial network.Dial) error { return accepted(ctx, dial, at) }})
+			}
+		}
+	}
+	name := "kubernetes.default.svc." + settings.Domain
+	for _, r := range settings.Ranges() {
+		server := netip.AddrPortFrom(r.DNS, 53).String()
+		ways = append(ways, way{"DNS", ofFamily(settings, name, r.DNS), func(ctx context.Context, dial network.Dial) error {
+			resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) { return dial(ctx, network, server) }}
+			_, err := resolver.LookupNetIP(ctx, "ip", name+".")
+			return err
+		}})
+	}
+	return ways
+}
+
+// ofFamily says of what IP family a way is, where the cluster has two.
+func ofFamily(settings identity.Settings, to string, ip netip.Addr) string {
+	switch {
+	case len(settings.Ranges()) == 1:
+		return to
+	case ip.Is4():
+		return to + " (IPv4)"
+	}
+	return to + " (IPv6)"
+}
+
+// onePodEach is a Ready pod of each peer that lives, with an address of its own.
+func (p *peer) onePodEach() map[string]*corev1.Pod {
+	out := map[string]*corev1.Pod{}
+	pods, err := p.api.Informers().Core().V1().Pods().Lister().List(labels.Everything())
+	if err != nil {
+		p.log.Error("pods are not readable", "err", err)
+	}
+	for _, pod := range pods {
+		node := pod.Spec.NodeName
+		if !pod.Spec.HostNetwork && podReady(pod) && p.live.alive(node) && (out[node] == nil || pod.UID < out[node].UID) {
+			out[node] = pod
+		}
+	}
+	return out
+}
+
+// connect is content with a refusal: somebody is there.
+func connect(ctx context.Context, dial network.Dial, at netip.AddrPort) error {
+	if err := accepted(ctx, dial, at); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	return nil
+}
+
+func accepted(ctx context.Context, dial network.Dial, at netip.AddrPort) error {
+	conn, err := dial(ctx, "tcp", at.String())
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
