@@ -21,10 +21,10 @@ func FixedAddress(a netip.Addr) func(netip.Addr, []netip.AddrPort) (netip.Addr, 
 
 // Advertiser finds the address by itself. The current one stays as long as the
 // machine has it, so that a second interface does not make it flap; else it is the
-// one from which the kernel reaches a known peer; else the first global one, IPv4 first.
-// Addresses within own, the cluster's networks, are not the machine's. No packet is sent.
-// [ErrNoAddress].
-func Advertiser(own []netip.Prefix) func(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error) {
+// one from which the kernel reaches a known peer; else preferred, if the machine has that;
+// else the first global one, IPv4 first. Addresses within own, the cluster's networks, are
+// not the machine's. No packet is sent. [ErrNoAddress].
+func Advertiser(preferred netip.Addr, own []netip.Prefix) func(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error) {
 	return func(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error) {
 		ours, err := localAddresses(own)
 		if err != nil {
@@ -37,7 +37,10 @@ func Advertiser(own []netip.Prefix) func(current netip.Addr, towards []netip.Add
 			return a, nil
 		}
 		all := ours.lasting()
-		if len(all) == 0 {
+		switch {
+		case ours.has(preferred):
+			return preferred, nil
+		case len(all) == 0:
 			return netip.Addr{}, ErrNoAddress
 		}
 		return all[0], nil

@@ -40,6 +40,15 @@ func TestAddressesOfThisMachine(t *testing.T) {
 			t.Errorf("without %s: %v, %v", a, left, err)
 		}
 	}
+	// Without peers to go by it is the preferred one, if that is ours.
+	for _, a := range all {
+		if got, err := Advertiser(a, nil)(netip.Addr{}, nil); err != nil || got != a {
+			t.Errorf("advertised: %s, %v, want %s", got, err, a)
+		}
+		if got, err := Advertiser(netip.MustParseAddr("192.0.2.77"), nil)(a, nil); err != nil || got != a {
+			t.Errorf("advertised: %s, %v, want to keep %s", got, err, a)
+		}
+	}
 	nobody := netip.MustParseAddr("192.0.2.77")
 	if other, err := OtherAddress(nobody, nil); err != nil || other.IsValid() {
 		t.Errorf("the other address than one that is not ours: %s, %v", other, err)

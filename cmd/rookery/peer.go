@@ -85,7 +85,7 @@ func newPeer(cfg config, id *identity.Identity, engine *storage, addr netip.Addr
 	}
 	p.registry = cluster.NewRegistry(p.store, settings)
 	p.tokens = cluster.NewTokens(p.store, id.Pin())
-	advertise := cluster.Advertiser(settings.Networks())
+	advertise := cluster.Advertiser(addr, settings.Networks())
 	if cfg.AdvertiseAddress != "" {
 		advertise = cluster.FixedAddress(addr)
 	}
