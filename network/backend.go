@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/rundigitalplatform/rookery/network/overlay"
@@ -12,6 +13,9 @@ import (
 // lingerFor is how long a peer that has changed to another backend still takes what
 // comes by the old one: the other peers change within seconds of each other.
 const lingerFor = 30 * time.Second
+
+// minIPv6MTU is what every IPv6 link carries; Linux has no IPv6 on a device with less.
+const minIPv6MTU = 1280
 
 // Use changes the backend of a running network; nothing happens if it is the one in
 // use. Peers that have changed hear those that have not, for half a minute, but not the
@@ -55,25 +59,58 @@ func (n *Network) Backend() string {
 	return n.backend
 }
 
+// SetAddress follows this machine to another address on the network between the
+// machines, which it has already; nothing happens if it is the one in use. On an error it
+// is as before, or tried again by the next call. It waits for Ready.
+func (n *Network) SetAddress(ctx context.Context, address netip.Addr) error {
+	if err := n.wait(ctx); err != nil {
+		return err
+	}
+	n.overlayMu.Lock()
+	defer n.overlayMu.Unlock()
+	if address == n.address {
+		return nil
+	}
+	mtu, err := n.mtuAt(n.backend, address)
+	if err != nil {
+		return fmt.Errorf("follow this machine to its new address: %w", err)
+	}
+	if err := n.overlay.Move(address, mtu); err != nil {
+		return fmt.Errorf("follow this machine to its new address: %w", err)
+	}
+	n.log.Info("this machine has another address", "was", n.address, "is", address, "mtu", mtu)
+	n.address = address
+	n.mtu.Store(int32(mtu))
+	return nil
+}
+
 // open brings a backend up, and returns what MTU pods have over it.
 func (n *Network) open(kind string) (*overlay.Overlay, int, error) {
-	under := n.cfg.MTU
-	if under == 0 {
-		link, err := overlay.LinkOf(n.cfg.Address)
-		if err != nil {
-			return nil, 0, err
-		}
-		under = link.Attrs().MTU
-	}
-	overhead, err := overlay.Overhead(kind)
+	mtu, err := n.mtuAt(kind, n.address)
 	if err != nil {
 		return nil, 0, err
 	}
-	mtu := under - overhead
 	o, err := overlay.Open(kind, overlay.Config{
-		Own: n.Own(), Address: n.cfg.Address, Key: n.cfg.Key, Port: n.cfg.Port, MTU: mtu, Log: n.log,
+		Own: n.own(), Address: n.address, Key: n.cfg.Key, Port: n.cfg.Port, MTU: mtu, Log: n.log,
 	})
 	return o, mtu, err
+}
+
+// mtuAt is what a backend leaves of the device that has the address.
+func (n *Network) mtuAt(kind string, address netip.Addr) (int, error) {
+	under := n.cfg.MTU
+	if under == 0 {
+		link, err := overlay.LinkOf(address)
+		if err != nil {
+			return 0, err
+		}
+		under = link.Attrs().MTU
+	}
+	mtu := under - overlay.Overhead(kind, address)
+	if n.cfg.ipv6() && mtu < minIPv6MTU {
+		return 0, fmt.Errorf("the network between the machines carries %d bytes, of which %s leaves %d: IPv6 pods need %d (RFC 8200)", under, kind, mtu, minIPv6MTU)
+	}
+	return mtu, nil
 }
 
 // retire ends a backend that is in use no longer. Under overlayMu.

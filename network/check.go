@@ -7,13 +7,16 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"runtime"
+	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
 
+	"github.com/rundigitalplatform/rookery/network/conntrack"
 	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
 // Feature is one thing that the machine must be able to do.
@@ -25,45 +28,33 @@ type Feature struct {
 	Cure     string // what to do; empty if OK
 }
 
-// Check probes what the network needs of the kernel, in a network namespace of
-// its own that is gone afterwards, so that nothing of the machine changes. It needs root.
-func Check(ctx context.Context) []Feature {
+// Check probes what the network needs of the kernel, for pods of those IP families, in a
+// network namespace of its own that is gone afterwards, so that nothing of the machine
+// changes. It needs root.
+func Check(ctx context.Context, families ...knftables.Family) []Feature {
 	out := make(chan []Feature, 1)
 	go onOwnThread(func() {
-		forwarding := checkForwarding() // of the machine, so before leaving it
+		var all []Feature
+		for _, f := range families {
+			all = append(all, checkForwarding(f)) // of the machine, so before leaving it
+		}
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			out <- []Feature{forwarding, {Name: "namespace", Required: true, Detail: "a network namespace cannot be made: " + err.Error(), Cure: "run as root"}}
+			out <- append(all, Feature{Name: "namespace", Required: true, Detail: "a network namespace cannot be made: " + err.Error(), Cure: "run as root"})
 			return
 		}
-		out <- append([]Feature{forwarding}, probes(ctx)...)
+		for _, f := range families {
+			all = append(all, checkNFT(ctx, f), checkConntrack(f))
+		}
+		out <- append(all, checkDevices()...)
 	})
 	return <-out
 }
 
-// onOwnThread runs f on a thread that ends with the calling goroutine, so that f may
-// leave it in another namespace. It is never the main thread: that one does not end, and
-// it is what others see of this process in /proc.
-func onOwnThread(f func()) {
-	runtime.LockOSThread()
-	if unix.Gettid() != unix.Getpid() {
-		f()
-		return // locked: the thread ends with the goroutine
-	}
-	done := make(chan struct{})
-	go func() { // cannot be the main thread as well, which is held here
-		defer close(done)
-		onOwnThread(f)
-	}()
-	<-done
-	runtime.UnlockOSThread()
-}
-
-func probes(ctx context.Context) []Feature {
+func checkDevices() []Feature {
 	attrs := func() netlink.LinkAttrs { return netlink.LinkAttrs{Name: "rookery-probe", TxQLen: -1} }
 	veth := netlink.NewVeth(attrs())
 	veth.PeerName = "rookery-peer"
 	return []Feature{
-		checkNFT(ctx),
 		checkLink("veth", veth, true, "", "load the kernel module veth: modprobe veth"),
 		checkLink("bridge", &netlink.Bridge{LinkAttrs: attrs()}, true, "", "load the kernel module bridge: modprobe bridge"),
 		checkTUN(),
@@ -71,24 +62,32 @@ func probes(ctx context.Context) []Feature {
 			"needed by the vxlan backend only", "load the kernel module vxlan (modprobe vxlan), or stay with wireguard"),
 		checkLink("wireguard", &netlink.Wireguard{LinkAttrs: attrs()}, false,
 			"the daemon runs WireGuard itself, which is slower", "load the kernel module wireguard: modprobe wireguard"),
-		checkConntrack(),
 	}
 }
 
 const vxlanProbePort = 4789
 
-func checkNFT(ctx context.Context) Feature {
-	f := Feature{Name: "nf_tables", Required: true}
-	kernel, err := newNFT()
+func checkNFT(ctx context.Context, family knftables.Family) Feature {
+	f := Feature{Name: "nf_tables " + string(family), Required: true}
+	kernel, err := newNFT(family)
 	if err == nil {
 		// The rules of a peer without pods use nearly everything there is to use.
-		rules := podRules(Family{
+		ranges := Family{
 			PodCIDR: netip.MustParsePrefix("10.42.0.0/24"), ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
-		}, nil, nil)
-		err = nft.New(kernel, slog.New(slog.DiscardHandler)).Set(ctx, podsSection, rules)
+		}
+		if family == knftables.IPv6Family {
+			ranges = Family{
+				PodCIDR: netip.MustParsePrefix("fd42::/64"), ClusterCIDR: netip.MustParsePrefix("fd42::/56"), ServiceCIDR: netip.MustParsePrefix("fd43::/112"),
+			}
+		}
+		err = nft.New(kernel, slog.New(slog.DiscardHandler)).Set(ctx, podsSection, podRules(ranges, nil, nil))
 	}
 	if err != nil {
-		f.Detail, f.Cure = oneLine(err), "install the package nftables (nft 1.0.1 or newer) on a kernel with nf_tables and NAT: modprobe nf_tables nft_chain_nat nft_masq nft_fib_ipv4 nft_numgen nft_reject_ipv4"
+		fib := "nft_fib_ipv4"
+		if family == knftables.IPv6Family {
+			fib = "nft_fib_ipv6"
+		}
+		f.Detail, f.Cure = oneLine(err), "install the package nftables (nft 1.0.1 or newer) on a kernel with nf_tables and NAT: modprobe nf_tables nft_chain_nat nft_masq "+fib+" nft_numgen nft_reject_inet"
 		return f
 	}
 	f.OK, f.Detail = true, "tables, sets, NAT and tracking work"
@@ -129,9 +128,10 @@ func checkTUN() Feature {
 	return Feature{Name: f.Name, OK: true, Detail: "devices can be made"}
 }
 
-func checkConntrack() Feature {
-	f := Feature{Name: "conntrack"}
-	if _, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET); err != nil {
+func checkConntrack(family knftables.Family) Feature {
+	f := Feature{Name: "conntrack " + string(family)}
+	// It deletes nothing, but asks the kernel for the same list.
+	if _, err := conntrack.Delete(family, none{}); err != nil {
 		f.Detail = oneLine(err) + "; connections to a dead peer wait for their own timeouts"
 		f.Cure = "load the kernel module nf_conntrack_netlink: modprobe nf_conntrack_netlink"
 		return f
@@ -140,24 +140,32 @@ func checkConntrack() Feature {
 	return f
 }
 
-func checkForwarding() Feature {
-	const path = "/proc/sys/net/ipv4/ip_forward"
-	f := Feature{Name: "ip_forward", Required: true}
-	have, err := os.ReadFile(path)
-	if err != nil {
+type none struct{}
+
+func (none) MatchConntrackFlow(*netlink.ConntrackFlow) bool { return false }
+
+func checkForwarding(family knftables.Family) Feature {
+	f, name := Feature{Name: "ip_forward", Required: true}, "net/ipv4/ip_forward"
+	if family == knftables.IPv6Family {
+		f.Name, name = "ipv6 forwarding", "net/ipv6/conf/all/forwarding"
+	}
+	have, err := sysctl.Get(name)
+	switch {
+	case err != nil && family == knftables.IPv6Family:
+		f.Detail, f.Cure = oneLine(err), "start the kernel with IPv6: take ipv6.disable=1 from its command line"
+	case err != nil:
 		f.Detail, f.Cure = oneLine(err), "mount /proc"
-		return f
-	}
-	if strings.TrimSpace(string(have)) == "1" {
+	case have == "1":
 		f.OK, f.Detail = true, "on"
-		return f
+	default:
+		// Writing the value that it has changes nothing, and shows whether it could be changed.
+		path := filepath.Join("/proc/sys", name)
+		if err := os.WriteFile(path, []byte(have), 0o644); err != nil {
+			f.Detail, f.Cure = fmt.Sprintf("off, and it cannot be turned on: %v", rootCause(err)), "sysctl -w "+strings.ReplaceAll(name, "/", ".")+"=1"
+			return f
+		}
+		f.OK, f.Detail = true, "off now; it is turned on at the start"
 	}
-	// Writing the value that it has changes nothing, and shows whether it could be changed.
-	if err := os.WriteFile(path, have, 0o644); err != nil {
-		f.Detail, f.Cure = fmt.Sprintf("off, and it cannot be turned on: %v", rootCause(err)), "sysctl -w net.ipv4.ip_forward=1"
-		return f
-	}
-	f.OK, f.Detail = true, "off now; it is turned on at the start"
 	return f
 }
 

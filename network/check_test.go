@@ -3,6 +3,8 @@ package network
 import (
 	"os"
 	"testing"
+
+	"sigs.k8s.io/knftables"
 )
 
 func TestCheckFindsWhatTheTestsNeed(t *testing.T) {
@@ -11,7 +13,7 @@ func TestCheckFindsWhatTheTestsNeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range Check(t.Context()) {
+	for _, f := range Check(t.Context(), knftables.IPv4Family, knftables.IPv6Family) {
 		t.Logf("%+v", f)
 		if f.Required && !f.OK {
 			t.Errorf("%s: %s; %s", f.Name, f.Detail, f.Cure)

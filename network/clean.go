@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/overlay"
@@ -43,10 +44,14 @@ func (n *Network) Clean(ctx context.Context) error {
 			}
 		}
 	}
-	if kernel, err := newNFT(); err != nil {
-		errs = append(errs, err)
-	} else {
-		errs = append(errs, nft.New(kernel, n.log).Delete(ctx))
+	for _, family := range []knftables.Family{knftables.IPv4Family, knftables.IPv6Family} {
+		kernel, err := newNFT(family)
+		switch {
+		case err == nil:
+			errs = append(errs, nft.New(kernel, n.log).Delete(ctx))
+		case n.cfg.family(family): // else a kernel that lacks the family has nothing of it to clean
+			errs = append(errs, err)
+		}
 	}
 	for _, path := range []string{n.ipamPath(), n.hostPortsPath()} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

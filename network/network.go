@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,7 +44,7 @@ type Key = overlay.Key
 
 // Config is what a [Network] is made from. All fields without a default are required.
 type Config struct {
-	Address  netip.Addr // this peer's address on the network between the machines
+	Address  netip.Addr // this peer's address on the network between the machines, at first
 	Families []Family   // one, or two of different IP families; the first is whose address comes first
 	Backend  string     // "wireguard" (default), "vxlan" or "direct"
 	Key      Key        // WireGuard private key; not looked at by the other backends
@@ -68,11 +69,16 @@ type Family struct {
 // Own is this peer's own address on the pod network.
 func (f Family) Own() netip.Addr { return f.PodCIDR.Masked().Addr().Next() }
 
+// Table is the family of the rules for these addresses.
+func (f Family) Table() knftables.Family { return nft.FamilyOf(f.PodCIDR.Addr()) }
+
 // validate says what is wrong with the ranges of a machine with that address.
 func (f Family) validate(machine netip.Addr) error {
 	switch {
 	case !f.PodCIDR.IsValid() || !f.ClusterCIDR.IsValid() || !f.ServiceCIDR.IsValid():
 		return errors.New("pod, cluster and service ranges must be set")
+	case f.ServiceCIDR.Addr().Is4() != f.PodCIDR.Addr().Is4():
+		return fmt.Errorf("service range %s and pod range %s are of different IP families", f.ServiceCIDR, f.PodCIDR)
 	case !f.ClusterCIDR.Overlaps(f.PodCIDR) || f.ClusterCIDR.Bits() > f.PodCIDR.Bits():
 		return fmt.Errorf("pod range %s is not inside the cluster range %s", f.PodCIDR, f.ClusterCIDR)
 	case f.ClusterCIDR.Overlaps(f.ServiceCIDR):
@@ -105,19 +111,33 @@ func (c Config) withDefaults() Config {
 // Validate says what is wrong with the configuration, in the user's words.
 func (c Config) Validate() error {
 	c = c.withDefaults()
-	if _, err := overlay.Overhead(c.Backend); err != nil {
+	if err := overlay.ValidKind(c.Backend); err != nil {
 		return err
 	}
 	switch {
-	case !c.Address.Is4():
-		return errors.New("the peer needs an IPv4 address")
-	case len(c.Families) != 1 || !c.Families[0].PodCIDR.Addr().Is4():
-		return errors.New("the pod network is IPv4 only")
+	case !c.Address.IsValid():
+		return errors.New("the peer needs an address on the network between the machines")
+	case len(c.Families) == 0:
+		return errors.New("the pod network needs addresses of at least one IP family")
+	case len(c.Families) > 2 || len(c.Families) == 2 && c.Families[0].Table() == c.Families[1].Table():
+		return errors.New("the pod network can have one range of each IP family and no more")
 	case c.Dir == "" || c.Log == nil:
 		return errors.New("directory and log must be set")
 	}
-	return c.Families[0].validate(c.Address)
+	for _, f := range c.Families {
+		if err := f.validate(c.Address); err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// family tells whether the cluster has addresses of an IP family.
+func (c Config) family(table knftables.Family) bool {
+	return slices.ContainsFunc(c.Families, func(f Family) bool { return f.Table() == table })
+}
+
+func (c Config) ipv6() bool { return c.family(knftables.IPv6Family) }
 
 // Network is this peer's end of the pod network.
 type Network struct {
@@ -127,7 +147,7 @@ type Network struct {
 
 	pool    *ipam.Pool
 	ports   *hostports.Book
-	table   *nft.Table
+	tables  map[knftables.Family]*nft.Table
 	mtu     atomic.Int32 // of new pods
 	sweep   chan struct{}
 	changed chan struct{} // the backend has
@@ -135,6 +155,7 @@ type Network struct {
 	overlayMu sync.Mutex
 	overlay   *overlay.Overlay
 	backend   string           // of overlay
+	address   netip.Addr       // this peer's, as it was last set
 	peers     []Peer           // as they were last set
 	old       *overlay.Overlay // the one before, which still takes packets; nil: none
 
@@ -152,14 +173,19 @@ func New(cfg Config) (*Network, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Network{cfg: cfg.withDefaults(), log: cfg.Log, ready: make(chan struct{}), sweep: make(chan struct{}, 1), changed: make(chan struct{}, 1)}, nil
+	return &Network{cfg: cfg.withDefaults(), address: cfg.Address, log: cfg.Log, ready: make(chan struct{}), sweep: make(chan struct{}, 1), changed: make(chan struct{}, 1)}, nil
 }
 
 // Ready is closed when pods can be attached. It stays open if Run fails.
 func (n *Network) Ready() <-chan struct{} { return n.ready }
 
-// Own is this peer's own address on the pod network.
-func (n *Network) Own() netip.Addr { return n.cfg.Families[0].Own() }
+// own are this peer's own addresses on the pod network, one of each family.
+func (n *Network) own() (out []netip.Addr) {
+	for _, f := range n.cfg.Families {
+		out = append(out, f.Own())
+	}
+	return out
+}
 
 // Run sets the peer's devices, routes and rules up, adopting what is there, and
 // keeps them until ctx ends. What can work without the daemon stays in the
@@ -169,7 +195,7 @@ func (n *Network) Run(ctx context.Context) error {
 		return fmt.Errorf("set up pod network: %w", errors.Join(err, n.closeOverlays()))
 	}
 	close(n.ready)
-	n.log.Info("pod network is up", "backend", n.cfg.Backend, "range", n.cfg.Families[0].PodCIDR, "mtu", n.mtu.Load())
+	n.log.Info("pod network is up", "backend", n.cfg.Backend, "addresses", n.own(), "mtu", n.mtu.Load())
 	n.keep(ctx)
 	return n.closeOverlays()
 }
@@ -196,9 +222,11 @@ func (n *Network) keep(ctx context.Context) {
 			}
 		case <-sweep:
 			sweep = nil
-			if _, err := n.table.Sweep(ctx); err != nil && ctx.Err() == nil {
-				n.log.Debug("unused chains are still held, trying again", "error", err)
-				sweep = time.After(sweepAfter)
+			for _, t := range n.tables {
+				if _, err := t.Sweep(ctx); err != nil && ctx.Err() == nil {
+					n.log.Debug("unused chains are still held, trying again", "error", err)
+					sweep = time.After(sweepAfter)
+				}
 			}
 		case <-n.changed:
 			retire = time.After(lingerFor)
@@ -211,8 +239,10 @@ func (n *Network) keep(ctx context.Context) {
 				retire = time.After(lingerFor)
 			}
 		case <-verify.C:
-			if err := n.table.Verify(ctx); err != nil && ctx.Err() == nil {
-				n.log.Error("rules could not be checked", "error", err)
+			for _, t := range n.tables {
+				if err := t.Verify(ctx); err != nil && ctx.Err() == nil {
+					n.log.Error("rules could not be checked", "error", err)
+				}
 			}
 		}
 	}
@@ -224,10 +254,11 @@ func (n *Network) Apply(ctx context.Context, family knftables.Family, section st
 	if err := n.wait(ctx); err != nil {
 		return err
 	}
-	if family != knftables.IPv4Family {
+	table, ok := n.tables[family]
+	if !ok {
 		return fmt.Errorf("the cluster has no addresses of family %s", family)
 	}
-	err := n.table.Set(ctx, section, state)
+	err := table.Set(ctx, section, state)
 	select {
 	case n.sweep <- struct{}{}:
 	default:
@@ -236,18 +267,15 @@ func (n *Network) Apply(ctx context.Context, family knftables.Family, section st
 }
 
 // Addresses are those of this peer's pods, by UID, in the order of [Config.Families]: of
-// all that have been attached or are about to be. nil before Ready. It does not block.
+// all that have been attached or are about to be. The lists must not be changed. nil
+// before Ready. It does not block.
 func (n *Network) Addresses() map[string][]netip.Addr {
 	select {
 	case <-n.ready:
+		return n.pool.All()
 	default:
 		return nil
 	}
-	out := map[string][]netip.Addr{}
-	for uid, addr := range n.pool.All() {
-		out[uid] = []netip.Addr{addr}
-	}
-	return out
 }
 
 func (n *Network) wait(ctx context.Context) error {
@@ -259,11 +287,11 @@ func (n *Network) wait(ctx context.Context) error {
 	}
 }
 
-// tableName is our table; nothing outside it is ever touched.
+// tableName is our table, one of each family; nothing outside is ever touched.
 const tableName = "rookery"
 
-func newNFT() (knftables.Interface, error) {
-	i, err := knftables.New(knftables.IPv4Family, tableName)
+func newNFT(family knftables.Family) (knftables.Interface, error) {
+	i, err := knftables.New(family, tableName)
 	if err != nil {
 		return nil, fmt.Errorf("use nftables: %w; install the package nftables, and run as root on a kernel with nf_tables", err)
 	}

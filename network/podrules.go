@@ -28,20 +28,26 @@ func (n *Network) syncPods(ctx context.Context) error {
 		return nil
 	}
 	generation := n.podsWanted.Load()
-	addrs, ports := n.pool.All(), n.ports.All()
-	if err := n.table.Set(ctx, podsSection, podRules(n.cfg.Families[0], addrs, ports)); err != nil {
-		return err
-	}
-	// Only now: a flow that is forgotten earlier would be made again by the old rules.
-	if err := hostports.Forget(n.portsApplied, ports, addrs); err != nil {
-		n.log.Warn("stale connections could not be ended", "error", err)
+	pods, ports := n.pool.All(), n.ports.All()
+	for i, f := range n.cfg.Families {
+		addrs := map[string]netip.Addr{}
+		for uid, all := range pods {
+			addrs[uid] = all[i]
+		}
+		if err := n.tables[f.Table()].Set(ctx, podsSection, podRules(f, addrs, ports)); err != nil {
+			return err
+		}
+		// Only now: a flow that is forgotten earlier would be made again by the old rules.
+		if err := hostports.Forget(f.Table(), n.portsApplied, ports, addrs); err != nil {
+			n.log.Warn("stale connections could not be ended", "error", err)
+		}
 	}
 	n.portsApplied = ports
 	n.podsApplied = generation
 	return nil
 }
 
-// podRules are the rules that do not depend on Services.
+// podRules are the rules of one family that do not depend on Services.
 func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports.Port) nft.State {
 	s := nft.NewState()
 	sources, hairpins := map[string]string{}, map[string]string{}
@@ -49,37 +55,58 @@ func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports
 		sources[deviceName(uid)+" . "+addr.String()] = ""
 		hairpins[addr.String()+" . "+addr.String()] = ""
 	}
-	s.Sets["pod-addresses"] = nft.Set{Type: "ifname . ipv4_addr", Elements: sources}
-	s.Sets["hairpins"] = nft.Set{Type: "ipv4_addr . ipv4_addr", Elements: hairpins}
+	ip, addrType := f.Table(), nft.AddressType(f.Table())
+	s.Sets["pod-addresses"] = nft.Set{Type: "ifname . " + addrType, Elements: sources}
+	s.Sets["hairpins"] = nft.Set{Type: addrType + " . " + addrType, Elements: hairpins}
 	// Before connection tracking, so that a forged packet costs nothing.
 	s.Chains["pod-sources"] = nft.Chain{
-		Hook: &nft.Hook{Type: knftables.FilterType, Hook: knftables.PreroutingHook, Priority: "-310"},
-		Rules: []string{
-			fmt.Sprintf(`iifname "%s*" iifname . ip saddr != @pod-addresses drop`, devicePrefix),
-			// What the machine serves on its loopback is not for pods, whatever route_localnet allows.
-			fmt.Sprintf(`iifname "%s*" ip daddr 127.0.0.0/8 drop`, devicePrefix),
-		},
+		Hook:  &nft.Hook{Type: knftables.FilterType, Hook: knftables.PreroutingHook, Priority: "-310"},
+		Rules: podSources(ip),
 	}
-	own := f.Own()
-	inside := fmt.Sprintf("{ %s, %s }", f.ClusterCIDR.Masked(), f.ServiceCIDR.Masked())
+	own, cluster := f.Own(), f.ClusterCIDR.Masked()
+	inside := fmt.Sprintf("{ %s, %s }", cluster, f.ServiceCIDR.Masked())
+	post := []string{
+		// Over loopback nothing leaves, and the loopback address is no good as a source.
+		`oifname "lo" return`,
+	}
+	if ip == knftables.IPv4Family {
+		// A host port that was asked for under the loopback address.
+		post = append(post, fmt.Sprintf("ct status dnat ip saddr 127.0.0.0/8 snat to %s fully-random", own))
+	}
 	s.Chains["nat-postrouting"] = nft.Chain{
 		Hook: &nft.Hook{Type: knftables.NATType, Hook: knftables.PostroutingHook, Priority: knftables.SNATPriority},
-		Rules: []string{
-			// Over loopback nothing leaves, and the loopback address is no good as a source.
-			`oifname "lo" return`,
-			// A host port that was asked for under the loopback address.
-			fmt.Sprintf("ct status dnat ip saddr 127.0.0.0/8 snat to %s fully-random", own),
+		Rules: append(post,
 			// A pod that was sent to itself must not see its own address as the client's.
-			fmt.Sprintf("ct status dnat ip saddr . ip daddr @hairpins snat to %s fully-random", own),
+			fmt.Sprintf("ct status dnat %s saddr . %s daddr @hairpins snat to %s fully-random", ip, ip, own),
 			// From outside to another peer's pod (a NodePort): the answer must come back through here.
-			fmt.Sprintf("ip saddr != %s ip daddr %s ip daddr != %s snat to %s fully-random",
-				f.ClusterCIDR.Masked(), f.ClusterCIDR.Masked(), f.PodCIDR.Masked(), own),
+			fmt.Sprintf("%s saddr != %s %s daddr %s %s daddr != %s snat to %s fully-random", ip, cluster, ip, cluster, ip, f.PodCIDR.Masked(), own),
 			// From outside to outside, by a NodePort whose endpoint is another machine itself.
-			fmt.Sprintf("ct status dnat ip saddr != %s ip daddr != %s masquerade fully-random", f.ClusterCIDR.Masked(), inside),
+			fmt.Sprintf("ct status dnat %s saddr != %s %s daddr != %s masquerade fully-random", ip, cluster, ip, inside),
 			// Pods, and the peer under its pod network address, out of the cluster.
-			fmt.Sprintf("ip saddr %s ip daddr != %s masquerade fully-random", f.PodCIDR.Masked(), inside),
-		},
+			fmt.Sprintf("%s saddr %s %s daddr != %s masquerade fully-random", ip, f.PodCIDR.Masked(), ip, inside),
+		),
 	}
-	hostports.Rules(s, ports, pods, f.ServiceCIDR)
+	hostports.Rules(s, ip, ports, pods, f.ServiceCIDR)
 	return s
+}
+
+// podSources drop what no pod may send.
+func podSources(ip knftables.Family) []string {
+	from := fmt.Sprintf(`iifname "%s*"`, devicePrefix)
+	// Also the unspecified and link local addresses of IPv6: a pod has none of its own making.
+	forged := fmt.Sprintf(`%s iifname . %s saddr != @pod-addresses drop`, from, ip)
+	if ip == knftables.IPv6Family {
+		return []string{
+			// Who is at the other end of a pod's device is written, not asked for (RFC 4861), and a
+			// pod is nobody's router.
+			from + " icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect } drop",
+			forged,
+		}
+	}
+	return []string{
+		forged,
+		// What the machine serves on its loopback is not for pods, whatever route_localnet allows.
+		// (In IPv6 the kernel itself drops ::1 from outside.)
+		from + " ip daddr 127.0.0.0/8 drop",
+	}
 }

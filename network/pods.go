@@ -16,7 +16,7 @@ import (
 )
 
 // Attach gives the pod whose sandbox process is pid its interface, and returns the
-// pod's addresses. Those of ports that have a HostPort are published on this machine;
+// pod's addresses, one of each family, the cluster's first family first. Those of ports that have a HostPort are published on this machine;
 // one that is taken is an error. It is idempotent: a pod that is attached keeps what it
 // has, and one whose sandbox is new gets the same address again. Calls for different
 // pods run in parallel. It waits for Ready.
@@ -25,7 +25,7 @@ func (n *Network) Attach(ctx context.Context, uid string, pid int, ports []corev
 		return nil, err
 	}
 	defer n.attaching.lock(uid)()
-	addr, err := n.pool.Allocate(uid)
+	addrs, err := n.pool.Allocate(uid)
 	if err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}
@@ -42,10 +42,11 @@ func (n *Network) Attach(ctx context.Context, uid string, pid int, ports []corev
 			return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 		}
 	}
-	if err := plug(fmt.Sprintf("/proc/%d/ns/net", pid), deviceName(uid), addr, n.Own(), int(n.mtu.Load()), len(published) > 0); err != nil {
+	c := cable{device: deviceName(uid), addrs: addrs, own: n.own(), mtu: int(n.mtu.Load()), loopback: len(published) > 0}
+	if err := c.plug(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil {
 		return nil, fmt.Errorf("attach pod %s: %w", uid, err)
 	}
-	return []netip.Addr{addr}, nil
+	return addrs, nil
 }
 
 // Detach takes the pod's interface away and frees its address. Idempotent; the

@@ -6,17 +6,16 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/hostports"
 	"github.com/rundigitalplatform/rookery/network/ipam"
 	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/overlay"
+	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
 // anchorDevice is a bridge without ports (every kernel that runs containers has
@@ -31,14 +30,20 @@ const lastResort = 4096
 
 func (n *Network) setup(ctx context.Context) error {
 	var err error
-	if n.pool, err = ipam.Open(n.ipamPath(), n.cfg.Families[0].PodCIDR); err != nil {
+	var ranges []netip.Prefix
+	for _, f := range n.cfg.Families {
+		ranges = append(ranges, f.PodCIDR)
+	}
+	if n.pool, err = ipam.Open(n.ipamPath(), ranges...); err != nil {
 		return err
 	}
 	if n.ports, err = hostports.Open(n.hostPortsPath(), n.reserved()); err != nil {
 		return err
 	}
-	if err := sysctl("net/ipv4/ip_forward", "1"); err != nil {
-		return err
+	for _, f := range n.cfg.Families {
+		if err := sysctl.Forward(f.Table() == knftables.IPv6Family); err != nil {
+			return err
+		}
 	}
 	anchor, err := n.anchor()
 	if err != nil {
@@ -55,11 +60,14 @@ func (n *Network) setup(ctx context.Context) error {
 			}
 		}
 	}
-	kernel, err := newNFT()
-	if err != nil {
-		return err
+	n.tables = map[knftables.Family]*nft.Table{}
+	for _, f := range n.cfg.Families {
+		kernel, err := newNFT(f.Table())
+		if err != nil {
+			return err
+		}
+		n.tables[f.Table()] = nft.New(kernel, n.log, podsSection, ServicesSection, PoliciesSection)
 	}
-	n.table = nft.New(kernel, n.log, podsSection, ServicesSection, PoliciesSection)
 	if err := n.syncPods(ctx); err != nil {
 		return err
 	}
@@ -84,7 +92,7 @@ func (n *Network) reserved() map[string][]hostports.Port {
 	return out
 }
 
-// anchor makes the bridge with exactly the peer's own and the DNS address.
+// anchor makes the bridge with exactly the peer's own and the DNS addresses.
 func (n *Network) anchor() (netlink.Link, error) {
 	link, err := netlink.LinkByName(anchorDevice)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -96,14 +104,17 @@ func (n *Network) anchor() (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find device %s: %w", anchorDevice, err)
 	}
-	if err := quiet(anchorDevice); err != nil {
+	if err := sysctl.Device(anchorDevice, n.cfg.ipv6()); err != nil {
 		return nil, err
 	}
-	have, err := overlay.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V4) })
+	have, err := overlay.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %s: %w", anchorDevice, err)
 	}
-	want := map[netip.Addr]bool{n.Own(): true, n.cfg.Families[0].DNS: true}
+	want := map[netip.Addr]bool{}
+	for _, f := range n.cfg.Families {
+		want[f.Own()], want[f.DNS] = true, true
+	}
 	for _, a := range have {
 		if got, ok := netip.AddrFromSlice(a.IP); ok && want[got.Unmap()] {
 			continue
@@ -113,7 +124,7 @@ func (n *Network) anchor() (netlink.Link, error) {
 		}
 	}
 	for addr := range want {
-		if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: host(addr)}); err != nil {
+		if err := netlink.AddrReplace(link, address(addr)); err != nil {
 			return nil, fmt.Errorf("set address %s: %w", addr, err)
 		}
 	}
@@ -123,49 +134,34 @@ func (n *Network) anchor() (netlink.Link, error) {
 	return link, nil
 }
 
+// address is one of ours for a device: nobody else on it could have it, so nobody is
+// asked (RFC 4862, duplicate address detection), and it can be used at once.
+func address(addr netip.Addr) *netlink.Addr {
+	a := &netlink.Addr{IPNet: host(addr)}
+	if addr.Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return a
+}
+
 // localRoutes gives the machine itself a way to Services (they are translated
 // before the packet would leave by it; without it a machine that has no default
 // route could not even try), and refuses what is the cluster's but has no peer or
 // pod behind it, so that it does not leave by the default route.
 func (n *Network) localRoutes(anchor netlink.Link) error {
-	service := netlink.Route{
-		LinkIndex: anchor.Attrs().Index, Dst: prefix(n.cfg.Families[0].ServiceCIDR), Src: n.Own().AsSlice(),
-		Scope: netlink.SCOPE_LINK, Protocol: localRoutes,
-	}
-	refuse := netlink.Route{
-		Dst: prefix(n.cfg.Families[0].ClusterCIDR), Type: unix.RTN_UNREACHABLE, Priority: lastResort, Protocol: localRoutes,
-	}
-	for _, r := range []netlink.Route{service, refuse} {
-		if err := netlink.RouteReplace(&r); err != nil {
-			return fmt.Errorf("route %s: %w", r.Dst, err)
+	for _, f := range n.cfg.Families {
+		service := netlink.Route{
+			LinkIndex: anchor.Attrs().Index, Dst: prefix(f.ServiceCIDR), Src: f.Own().AsSlice(),
+			Scope: netlink.SCOPE_LINK, Protocol: localRoutes,
 		}
-	}
-	return nil
-}
-
-// quiet keeps IPv6 off a device that has no use for it: its autoconfiguration
-// would send packets, and our rules look at IPv4 only.
-func quiet(device string) error {
-	if _, err := os.Stat("/proc/sys/net/ipv6/conf/" + device); err != nil {
-		return nil //nolint:nilerr // a kernel without IPv6 needs no telling
-	}
-	return sysctl("net/ipv6/conf/"+device+"/disable_ipv6", "1")
-}
-
-// sysctl sets a value unless it is that already, so that a read-only /proc/sys is
-// fine where the administrator has set it.
-func sysctl(name, value string) error {
-	path := filepath.Join("/proc/sys", name)
-	have, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("read setting %s: %w", name, err)
-	}
-	if strings.TrimSpace(string(have)) == value {
-		return nil
-	}
-	if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
-		dotted := strings.ReplaceAll(name, "/", ".")
-		return fmt.Errorf("set %s: %w; set it yourself before the start: sysctl -w %s=%s", dotted, err, dotted, value)
+		refuse := netlink.Route{
+			Dst: prefix(f.ClusterCIDR), Type: unix.RTN_UNREACHABLE, Priority: lastResort, Protocol: localRoutes,
+		}
+		for _, r := range []netlink.Route{service, refuse} {
+			if err := netlink.RouteReplace(&r); err != nil {
+				return fmt.Errorf("route %s: %w", r.Dst, err)
+			}
+		}
 	}
 	return nil
 }

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/rundigitalplatform/rookery/network/overlay"
+	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
 const (
@@ -28,22 +30,38 @@ func deviceName(uid string) string {
 	return devicePrefix + hex.EncodeToString(h[:6])
 }
 
-// gateway is the pods' next hop: an address that no machine has. Its hardware
-// address is written into the pod, so that nobody ever asks for it.
-func gateway() netip.Addr { return netip.AddrFrom4([4]byte{169, 254, 1, 1}) }
+// gateway is the pods' next hop in the family of a: an address that no machine has. Its
+// hardware address is written into the pod, so that nobody ever asks for it.
+func gateway(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return netip.MustParseAddr("fe80::1")
+	}
+	return netip.AddrFrom4([4]byte{169, 254, 1, 1})
+}
 
 // hostMAC is the same on every host side, as no two of them share a segment.
 func hostMAC() net.HardwareAddr { return net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee} }
 
+// podMAC is locally administered, with the end of the pod's first address in it.
 func podMAC(a netip.Addr) net.HardwareAddr {
-	b := a.As4()
-	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
+	b := a.AsSlice()
+	return append(net.HardwareAddr{0x0a, 0x58}, b[len(b)-4:]...)
 }
 
-// plug makes the veth between this namespace and the pod's at path, or completes
-// one that is there. own is what the machine itself talks to the pod as. loopback
-// lets the machine reach the pod under 127.0.0.1, where a host port leads to it.
-func plug(path, device string, addr, own netip.Addr, mtu int, loopback bool) error {
+// cable is the veth between this namespace and a pod's.
+type cable struct {
+	device string       // its name here
+	addrs  []netip.Addr // of the pod, one of each IP family
+	own    []netip.Addr // what the machine itself talks to the pod as, in the same order
+	mtu    int
+	// loopback lets the machine reach the pod under 127.0.0.1, where a host port leads to it.
+	loopback bool
+}
+
+func (c cable) ipv6() bool { return slices.ContainsFunc(c.addrs, netip.Addr.Is6) }
+
+// plug makes the veth to the pod's namespace at path, or completes one that is there.
+func (c cable) plug(path string) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return fmt.Errorf("open the pod's network namespace: %w", err)
@@ -55,23 +73,28 @@ func plug(path, device string, addr, own netip.Addr, mtu int, loopback bool) err
 		return fmt.Errorf("enter the pod's network namespace: %w", err)
 	}
 	defer pod.Close()
-	here, err := ensureVeth(pod, ns, device, addr, mtu)
+	here, err := c.ensure(pod, ns)
 	if err != nil {
 		return err
 	}
-	if err := podSide(pod, addr); err != nil {
+	if c.ipv6() {
+		if err := inNamespace(ns, func() error { return sysctl.Device(podDevice, true) }); err != nil {
+			return fmt.Errorf("configure %s in the pod: %w", podDevice, err)
+		}
+	}
+	if err := c.podSide(pod); err != nil {
 		return fmt.Errorf("configure %s in the pod: %w", podDevice, err)
 	}
-	if err := hostSide(here, addr, own); err != nil || !loopback {
-		return err
+	if err := c.hostSide(here); err != nil {
+		return fmt.Errorf("configure device %s: %w", c.device, err)
 	}
-	return sysctl("net/ipv4/conf/"+device+"/route_localnet", "1")
+	return nil
 }
 
-func ensureVeth(pod *netlink.Handle, ns netns.NsHandle, device string, addr netip.Addr, mtu int) (netlink.Link, error) {
-	here, err := netlink.LinkByName(device)
+func (c cable) ensure(pod *netlink.Handle, ns netns.NsHandle) (netlink.Link, error) {
+	here, err := netlink.LinkByName(c.device)
 	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil, fmt.Errorf("find device %s: %w", device, err)
+		return nil, fmt.Errorf("find device %s: %w", c.device, err)
 	}
 	there, thereErr := pod.LinkByName(podDevice)
 	if thereErr != nil && !errors.As(thereErr, &netlink.LinkNotFoundError{}) {
@@ -81,7 +104,7 @@ func ensureVeth(pod *netlink.Handle, ns netns.NsHandle, device string, addr neti
 		return here, nil
 	}
 	if err == nil { // its other end is in a sandbox that is gone, or about to be
-		if err := overlay.DeleteLink(device); err != nil {
+		if err := overlay.DeleteLink(c.device); err != nil {
 			return nil, err
 		}
 	}
@@ -93,19 +116,19 @@ func ensureVeth(pod *netlink.Handle, ns netns.NsHandle, device string, addr neti
 			return nil, fmt.Errorf("remove old %s in the pod: %w", podDevice, err)
 		}
 	}
-	veth := netlink.NewVeth(netlink.LinkAttrs{Name: device, MTU: mtu, HardwareAddr: hostMAC(), TxQLen: -1})
-	veth.PeerName, veth.PeerHardwareAddr, veth.PeerMTU = podDevice, podMAC(addr), uint32(mtu)
+	veth := netlink.NewVeth(netlink.LinkAttrs{Name: c.device, MTU: c.mtu, HardwareAddr: hostMAC(), TxQLen: -1})
+	veth.PeerName, veth.PeerHardwareAddr, veth.PeerMTU = podDevice, podMAC(c.addrs[0]), uint32(c.mtu)
 	veth.PeerNamespace = netlink.NsFd(int(ns))
 	if err := netlink.LinkAdd(veth); err != nil {
-		return nil, fmt.Errorf("create device %s: %w; does the kernel have veth?", device, err)
+		return nil, fmt.Errorf("create device %s: %w; does the kernel have veth?", c.device, err)
 	}
-	if here, err = netlink.LinkByName(device); err != nil {
-		return nil, fmt.Errorf("find device %s: %w", device, err)
+	if here, err = netlink.LinkByName(c.device); err != nil {
+		return nil, fmt.Errorf("find device %s: %w", c.device, err)
 	}
 	return here, nil
 }
 
-func podSide(pod *netlink.Handle, addr netip.Addr) error {
+func (c cable) podSide(pod *netlink.Handle) error {
 	lo, err := pod.LinkByName("lo")
 	if err != nil {
 		return err
@@ -114,41 +137,51 @@ func podSide(pod *netlink.Handle, addr netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	gw := gateway().AsSlice()
-	index := eth.Attrs().Index
-	return inOrder(
+	steps := []func() error{
 		func() error { return pod.LinkSetUp(lo) },
-		func() error { return pod.AddrReplace(eth, &netlink.Addr{IPNet: host(addr)}) },
 		func() error { return pod.LinkSetUp(eth) },
-		func() error {
-			return pod.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: gw, HardwareAddr: hostMAC()})
-		},
-		func() error {
-			return pod.RouteReplace(&netlink.Route{LinkIndex: index, Dst: host(gateway()), Scope: netlink.SCOPE_LINK})
-		},
-		func() error { return pod.RouteReplace(&netlink.Route{LinkIndex: index, Gw: gw}) },
-	)
+	}
+	index := eth.Attrs().Index
+	for _, addr := range c.addrs {
+		gw := gateway(addr).AsSlice()
+		steps = append(steps,
+			func() error { return pod.AddrReplace(eth, address(addr)) },
+			func() error {
+				return pod.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: gw, HardwareAddr: hostMAC()})
+			},
+			func() error {
+				return pod.RouteReplace(&netlink.Route{LinkIndex: index, Dst: host(gateway(addr)), Scope: netlink.SCOPE_LINK})
+			},
+			func() error { return pod.RouteReplace(&netlink.Route{LinkIndex: index, Gw: gw}) },
+		)
+	}
+	return inOrder(steps...)
 }
 
-func hostSide(here netlink.Link, addr, own netip.Addr) error {
-	index, name := here.Attrs().Index, here.Attrs().Name
-	err := inOrder(
-		func() error { return quiet(name) },
-		// A pod that reaches itself through a Service leaves by the device it came
-		// from; that is no reason to tell it of a shorter way.
-		func() error { return sysctl("net/ipv4/conf/"+name+"/send_redirects", "0") },
+func (c cable) hostSide(here netlink.Link) error {
+	steps := []func() error{
+		func() error { return sysctl.Device(c.device, c.ipv6()) },
+		// A pod that reaches itself through a Service leaves by the device it came from; that is
+		// no reason to tell it of a shorter way. (IPv6 tells only where the device has an
+		// address of its own.)
+		func() error { return sysctl.Set("net/ipv4/conf/"+c.device+"/send_redirects", "0") },
 		func() error { return netlink.LinkSetUp(here) },
-		func() error {
-			return netlink.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: podMAC(addr)})
-		},
-		func() error {
-			return netlink.RouteReplace(&netlink.Route{LinkIndex: index, Dst: host(addr), Src: own.AsSlice(), Scope: netlink.SCOPE_LINK, Protocol: localRoutes})
-		},
-	)
-	if err != nil {
-		return fmt.Errorf("configure device %s: %w", name, err)
 	}
-	return nil
+	index := here.Attrs().Index
+	for i, addr := range c.addrs {
+		steps = append(steps,
+			func() error {
+				return netlink.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: podMAC(c.addrs[0])})
+			},
+			func() error {
+				return netlink.RouteReplace(&netlink.Route{LinkIndex: index, Dst: host(addr), Src: c.own[i].AsSlice(), Scope: netlink.SCOPE_LINK, Protocol: localRoutes})
+			},
+		)
+	}
+	if c.loopback && slices.ContainsFunc(c.addrs, netip.Addr.Is4) {
+		steps = append(steps, func() error { return sysctl.Set("net/ipv4/conf/"+c.device+"/route_localnet", "1") })
+	}
+	return inOrder(steps...)
 }
 
 func inOrder(steps ...func() error) error {

@@ -11,9 +11,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"sigs.k8s.io/knftables"
 
+	"github.com/rundigitalplatform/rookery/cluster/identity"
 	"github.com/rundigitalplatform/rookery/cmd/rookery/check"
 	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/runtime"
 	"github.com/rundigitalplatform/rookery/runtime/podman"
 )
@@ -32,7 +35,11 @@ func checkCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		all := append(vital(c.Context(), cfg, engine), kernel(c.Context())...)
+		settings, err := cfg.clusterSettings()
+		if err != nil {
+			return err
+		}
+		all := append(vital(c.Context(), cfg, engine), kernel(c.Context(), settings)...)
 		all = append(all, check.Clock(time.Now()))
 		ctx, cancel := context.WithTimeout(c.Context(), 10*time.Second)
 		defer cancel()
@@ -109,9 +116,13 @@ func ports(ctx context.Context, cfg config) []check.Port {
 	return all
 }
 
-// kernel is what package network needs of it.
-func kernel(ctx context.Context) (all []check.Finding) {
-	for _, f := range network.Check(ctx) {
+// kernel is what package network needs of it, for the IP families of the cluster.
+func kernel(ctx context.Context, settings identity.Settings) (all []check.Finding) {
+	var families []knftables.Family
+	for _, r := range settings.Ranges() {
+		families = append(families, nft.FamilyOf(r.PodCIDR.Addr()))
+	}
+	for _, f := range network.Check(ctx, families...) {
 		found := check.Finding{What: "kernel: " + f.Name, Level: check.OK, Found: f.Detail, Cure: f.Cure}
 		switch {
 		case f.OK:

@@ -230,7 +230,7 @@ func (c *config) validate() error {
 	if err != nil {
 		return err
 	}
-	if _, err := overlay.Overhead(c.Network); err != nil {
+	if err := overlay.ValidKind(c.Network); err != nil {
 		return fmt.Errorf("--network: %w", err)
 	}
 	if _, _, err := c.nodePorts(); err != nil {

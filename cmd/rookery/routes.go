@@ -93,7 +93,9 @@ func (p *peer) setRoutes(ctx context.Context) error {
 		if m, ok := p.members.Member(r.Name); ok && m.Address.IsValid() {
 			at = m.Address
 		}
-		peers = append(peers, network.Peer{Name: r.Name, Endpoint: at, PodCIDRs: settings.PeerCIDRs(r.PodCIDR), WireGuardKey: network.Key(key), Alive: p.live.alive(r.Name)})
+		peers = append(peers, network.Peer{
+			Name: r.Name, Endpoint: at, Other: r.OtherAddress, PodCIDRs: settings.PeerCIDRs(r.PodCIDR), WireGuardKey: network.Key(key), Alive: p.live.alive(r.Name),
+		})
 	}
-	return errors.Join(p.network.Use(ctx, p.registry.Backend()), p.network.SetPeers(ctx, peers))
+	return errors.Join(p.network.SetAddress(ctx, p.self().Address), p.network.Use(ctx, p.registry.Backend()), p.network.SetPeers(ctx, peers))
 }

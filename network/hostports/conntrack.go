@@ -9,15 +9,17 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/conntrack"
+	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/overlay"
 )
 
 // Forget ends the tracked UDP flows to ports that were published differently before:
 // a client that goes on sending would reach the pod that is gone, or nobody. TCP has
-// an end of its own. It returns at once if nothing of that kind changed.
-func Forget(before, now map[string][]Port, addrs map[string]netip.Addr) error {
-	f := staleUDP{want: targets(now, addrs)}
-	f.ports = changedPorts(targets(before, addrs), f.want)
+// an end of its own. addrs are the pods' addresses of the family. It returns at once if
+// nothing of that kind changed.
+func Forget(family knftables.Family, before, now map[string][]Port, addrs map[string]netip.Addr) error {
+	f := staleUDP{want: targets(family, now, addrs)}
+	f.ports = changedPorts(targets(family, before, addrs), f.want)
 	if len(f.ports) == 0 {
 		return nil
 	}
@@ -25,7 +27,7 @@ func Forget(before, now map[string][]Port, addrs map[string]netip.Addr) error {
 	if f.local, err = overlay.LocalAddrs(); err != nil {
 		return err
 	}
-	if _, err = conntrack.Delete(knftables.IPv4Family, f); err != nil {
+	if _, err = conntrack.Delete(family, f); err != nil {
 		return fmt.Errorf("UDP clients of a host port: %w", err)
 	}
 	return nil
@@ -37,11 +39,15 @@ type target struct {
 	port uint16
 }
 
-func targets(pods map[string][]Port, addrs map[string]netip.Addr) map[target]netip.AddrPort {
+func targets(family knftables.Family, pods map[string][]Port, addrs map[string]netip.Addr) map[target]netip.AddrPort {
 	out := map[target]netip.AddrPort{}
 	for uid, ports := range pods {
 		for _, p := range ports {
-			if p.Proto == "udp" {
+			switch {
+			case p.Proto != "udp" || p.IP.IsValid() && nft.FamilyOf(p.IP) != family:
+			case p.everywhere():
+				out[target{netip.Addr{}, p.Host}] = netip.AddrPortFrom(addrs[uid], p.Container)
+			default:
 				out[target{p.IP, p.Host}] = netip.AddrPortFrom(addrs[uid], p.Container)
 			}
 		}

@@ -26,8 +26,9 @@ import (
 
 // Port is a port of the machine that leads to one of a pod.
 type Port struct {
-	IP        netip.Addr `json:"ip,omitzero"` // of the machine; zero: all of its addresses
-	Proto     string     `json:"proto"`       // lower case, as nft has it
+	// IP is an address of the machine; zero: all that it has, 0.0.0.0 or ::: all of one family.
+	IP        netip.Addr `json:"ip,omitzero"`
+	Proto     string     `json:"proto"` // lower case, as nft has it
 	Host      uint16     `json:"host"`
 	Container uint16     `json:"container"`
 }
@@ -40,13 +41,22 @@ func (p Port) String() string {
 	return at
 }
 
+// of tells whether the port may be one of the machine's addresses of a's family.
+func (p Port) of(a netip.Addr) bool { return !p.IP.IsValid() || p.IP.Is4() == a.Is4() }
+
+// everywhere tells whether the port is one of all addresses, of one or of both families.
+func (p Port) everywhere() bool { return !p.IP.IsValid() || p.IP.IsUnspecified() }
+
 // clashes: nobody could tell for which of the two a packet is.
 func (p Port) clashes(o Port) bool {
-	return p.Proto == o.Proto && p.Host == o.Host && (!p.IP.IsValid() || !o.IP.IsValid() || p.IP == o.IP)
+	if p.Proto != o.Proto || p.Host != o.Host {
+		return false
+	}
+	return p.IP == o.IP || p.everywhere() && (!o.IP.IsValid() || p.of(o.IP)) || o.everywhere() && (!p.IP.IsValid() || o.of(p.IP))
 }
 
-// Of are the ports that containers ask for. One for an IPv6 address is left out:
-// pods have none.
+// Of are the ports that containers ask for. As upstream, a hostIP of 0.0.0.0 or :: means
+// all of the machine's addresses of that family, and none means all.
 func Of(ports []corev1.ContainerPort) []Port {
 	var out []Port
 	for _, c := range ports {
@@ -59,12 +69,10 @@ func Of(ports []corev1.ContainerPort) []Port {
 		}
 		if c.HostIP != "" {
 			ip, err := netip.ParseAddr(c.HostIP)
-			if err != nil || !ip.Is4() {
-				continue
+			if err != nil {
+				continue // the API has let none pass
 			}
-			if !ip.IsUnspecified() {
-				p.IP = ip
-			}
+			p.IP = ip.Unmap()
 		}
 		out = append(out, p)
 	}

@@ -1,8 +1,10 @@
 // Package ipam hands out this peer's pod addresses and remembers them on disk.
 //
-// An address belongs to a pod's UID until it is released; one that was released
-// recently is given out last, so that a client with a stale answer does not reach
-// a stranger. Package network calls it; devices and routes are left to that.
+// A pod has one address of each of the peer's ranges (one, or one of each IP family).
+// They belong to its UID until they are released; an IPv4 address that was released
+// recently is given out last, so that a client with a stale answer does not reach a
+// stranger, and an IPv6 address is never given out twice.
+// Package network calls it; devices and routes are left to that.
 package ipam
 
 import (
@@ -20,38 +22,61 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// ErrExhausted says that every address of the peer's range is in use.
+// ErrExhausted says that every address of one of the peer's ranges is in use.
 var ErrExhausted = errors.New("no free pod address")
 
-// Pool is the addresses of one prefix. The first address is the peer's own; the
-// network and the last (broadcast) address are not used either. All methods may
-// be called concurrently.
+// Pool is the addresses of the peer's ranges. The first address of each is the peer's
+// own. All methods may be called concurrently.
 type Pool struct {
-	path   string
-	prefix netip.Prefix
+	path string
 
-	mu    sync.Mutex
-	used  map[string]netip.Addr   // by pod UID
-	taken map[netip.Addr]struct{} // the values of used
-	freed []netip.Addr            // oldest first
-	next  netip.Addr              // candidates from here on were never used
+	mu     sync.Mutex
+	pods   map[string][]netip.Addr // by UID, in the order of ranges; the lists are never changed
+	ranges []addresses
 }
 
-// file is the format on disk. Version 1 is the only one.
+// file is the format on disk. Version 1 had one range, with its fields at the top and
+// one address a pod; it is read, and never written.
 type file struct {
-	Version int                   `json:"version"`
-	Prefix  netip.Prefix          `json:"prefix"`
-	Pods    map[string]netip.Addr `json:"pods"`
-	Freed   []netip.Addr          `json:"freed,omitempty"`
-	Next    netip.Addr            `json:"next"`
+	Version int                     `json:"version"`
+	Pods    map[string][]netip.Addr `json:"pods"`
+	Ranges  []addresses             `json:"ranges"`
 }
 
-// Open reads the allocations of path, which may not exist yet. Allocations made
-// for another prefix are forgotten: the peer has been given a new range, and its
-// pods with it.
-func Open(path string, prefix netip.Prefix) (*Pool, error) {
-	p := &Pool{path: path, prefix: prefix.Masked(), used: map[string]netip.Addr{}, taken: map[netip.Addr]struct{}{}}
-	p.next = p.Own().Next()
+type fileV1 struct {
+	addresses
+	Pods map[string]netip.Addr `json:"pods"`
+}
+
+func parse(raw []byte) (f file, err error) {
+	var version struct{ Version int }
+	if err := json.Unmarshal(raw, &version); err != nil {
+		return f, fmt.Errorf("%w; delete the file if no pod runs", err)
+	}
+	switch version.Version {
+	case 1:
+		var old fileV1
+		err = json.Unmarshal(raw, &old)
+		f.Ranges, f.Pods = []addresses{old.addresses}, map[string][]netip.Addr{}
+		for uid, addr := range old.Pods {
+			f.Pods[uid] = []netip.Addr{addr}
+		}
+	case 2:
+		err = json.Unmarshal(raw, &f)
+	default:
+		err = fmt.Errorf("version %d is not known to this program", version.Version)
+	}
+	return f, err
+}
+
+// Open reads the allocations of path, which may not exist yet. prefixes are the peer's
+// ranges. Allocations made for others are forgotten: the peer has been given new
+// ranges, and its pods with them.
+func Open(path string, prefixes ...netip.Prefix) (*Pool, error) {
+	p := &Pool{path: path, pods: map[string][]netip.Addr{}}
+	for _, prefix := range prefixes {
+		p.ranges = append(p.ranges, newAddresses(prefix))
+	}
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return p, nil
@@ -59,118 +84,85 @@ func Open(path string, prefix netip.Prefix) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read pod addresses: %w", err)
 	}
-	var f file
-	if err := json.Unmarshal(raw, &f); err != nil {
-		return nil, fmt.Errorf("read pod addresses %s: %w; delete the file if no pod runs", path, err)
+	f, err := parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("read pod addresses %s: %w", path, err)
 	}
-	if f.Version != 1 {
-		return nil, fmt.Errorf("read pod addresses %s: version %d is not known to this program", path, f.Version)
-	}
-	if f.Prefix != p.prefix {
+	if !slices.EqualFunc(f.Ranges, p.ranges, func(a, b addresses) bool { return a.Prefix == b.Prefix }) {
 		return p, nil
 	}
-	for uid, addr := range f.Pods {
-		p.used[uid], p.taken[addr] = addr, struct{}{}
+	for uid, addrs := range f.Pods {
+		if len(addrs) != len(p.ranges) {
+			return nil, fmt.Errorf("read pod addresses %s: pod %s has %d addresses for %d ranges; delete the file if no pod runs", path, uid, len(addrs), len(p.ranges))
+		}
+		p.pods[uid] = addrs
+		for i, addr := range addrs {
+			p.ranges[i].taken[addr] = struct{}{}
+		}
 	}
-	p.freed = f.Freed
-	if p.usable(f.Next) {
-		p.next = f.Next
+	for i := range p.ranges {
+		p.ranges[i].Freed = f.Ranges[i].Freed
+		if p.ranges[i].usable(f.Ranges[i].Next) {
+			p.ranges[i].Next = f.Ranges[i].Next
+		}
 	}
 	return p, nil
 }
 
-// Own is the peer's own address, the first of the prefix.
-func (p *Pool) Own() netip.Addr { return p.prefix.Addr().Next() }
-
-// Get returns the pod's address without allocating one.
-func (p *Pool) Get(uid string) (netip.Addr, bool) {
+// All returns a copy of the allocations by pod UID; each pod's are in the order of the
+// ranges, and must not be changed.
+func (p *Pool) All() map[string][]netip.Addr {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	a, ok := p.used[uid]
-	return a, ok
+	return maps.Clone(p.pods)
 }
 
-// All returns a copy of the allocations by pod UID.
-func (p *Pool) All() map[string]netip.Addr {
+// Allocate returns the pod's addresses, one of each range in their order, new ones if it
+// has none; they are on disk when Allocate returns. [ErrExhausted] if there is none left
+// in one of the ranges; then none was taken of the others either.
+func (p *Pool) Allocate(uid string) ([]netip.Addr, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return maps.Clone(p.used)
-}
-
-// Allocate returns the pod's address, a new one if it has none; it is on disk
-// when Allocate returns. [ErrExhausted] if there is none left.
-func (p *Pool) Allocate(uid string) (netip.Addr, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if a, ok := p.used[uid]; ok {
-		return a, nil
+	if addrs, ok := p.pods[uid]; ok {
+		return slices.Clone(addrs), nil
 	}
-	freed, next := p.freed, p.next
-	a, err := p.pick()
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	p.used[uid], p.taken[a] = a, struct{}{}
-	if err := p.save(); err != nil {
-		delete(p.used, uid)
-		delete(p.taken, a)
-		p.freed, p.next = freed, next
-		return netip.Addr{}, err
-	}
-	return a, nil
-}
-
-// pick takes a never used address, then the one that was released longest ago.
-func (p *Pool) pick() (netip.Addr, error) {
-	for p.usable(p.next) {
-		a := p.next
-		p.next = a.Next()
-		if _, ok := p.taken[a]; !ok && !slices.Contains(p.freed, a) {
-			return a, nil
+	pods, ranges := maps.Clone(p.pods), cloneAll(p.ranges)
+	var addrs []netip.Addr
+	for i := range ranges {
+		a, err := ranges[i].pick()
+		if err != nil {
+			return nil, err
 		}
+		addrs = append(addrs, a)
 	}
-	for len(p.freed) > 0 {
-		a := p.freed[0]
-		p.freed = slices.Clone(p.freed[1:])
-		if _, ok := p.taken[a]; !ok && p.usable(a) {
-			return a, nil
-		}
+	pods[uid] = addrs
+	if err := p.replace(pods, ranges); err != nil {
+		return nil, err
 	}
-	return netip.Addr{}, fmt.Errorf("%w: all of %s are in use by %d pods", ErrExhausted, p.prefix, len(p.used))
-}
-
-func (p *Pool) usable(a netip.Addr) bool {
-	return a.IsValid() && p.prefix.Contains(a) && a != p.prefix.Addr() && a != p.Own() &&
-		(a.Is6() || p.prefix.Contains(a.Next())) // the last one of an IPv4 range is its broadcast address
+	return slices.Clone(addrs), nil
 }
 
 // Release gives the addresses of pods back. Unknown UIDs are ignored.
 func (p *Pool) Release(uids ...string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	used, taken, freed := maps.Clone(p.used), maps.Clone(p.taken), slices.Clone(p.freed)
+	pods, ranges := maps.Clone(p.pods), cloneAll(p.ranges)
 	for _, uid := range uids {
-		if a, ok := used[uid]; ok {
-			delete(used, uid)
-			delete(taken, a)
-			freed = append(freed, a)
+		for i, a := range pods[uid] {
+			ranges[i].release(a)
 		}
+		delete(pods, uid)
 	}
-	if len(used) == len(p.used) {
+	if len(pods) == len(p.pods) {
 		return nil
 	}
-	oldUsed, oldTaken, oldFreed := p.used, p.taken, p.freed
-	p.used, p.taken, p.freed = used, taken, freed
-	if err := p.save(); err != nil {
-		p.used, p.taken, p.freed = oldUsed, oldTaken, oldFreed
-		return err
-	}
-	return nil
+	return p.replace(pods, ranges)
 }
 
-// save replaces the file in one step, so that a power cut leaves the old or the new one.
-func (p *Pool) save() error {
-	raw, err := json.Marshal(file{1, p.prefix, p.used, p.freed, p.next})
+// replace writes the file in one step, so that a power cut leaves the old or the new one;
+// on an error all is as before. Called with mu.
+func (p *Pool) replace(pods map[string][]netip.Addr, ranges []addresses) error {
+	raw, err := json.Marshal(file{2, pods, ranges})
 	if err != nil {
 		return fmt.Errorf("encode pod addresses: %w", err)
 	}
@@ -180,5 +172,6 @@ func (p *Pool) save() error {
 	if err := renameio.WriteFile(p.path, raw, 0o600, renameio.WithTempDir(filepath.Dir(p.path))); err != nil {
 		return fmt.Errorf("write pod addresses: %w", err)
 	}
+	p.pods, p.ranges = pods, ranges
 	return nil
 }

@@ -6,12 +6,17 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
-func open(t *testing.T, path, prefix string) *Pool {
+func open(t *testing.T, path string, prefixes ...string) *Pool {
 	t.Helper()
-	p, err := Open(path, netip.MustParsePrefix(prefix))
+	var ranges []netip.Prefix
+	for _, p := range prefixes {
+		ranges = append(ranges, netip.MustParsePrefix(p))
+	}
+	p, err := Open(path, ranges...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,15 +29,12 @@ func allocate(t *testing.T, p *Pool, uid string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a.String()
+	return strings.Trim(fmt.Sprint(a), "[]")
 }
 
 func TestAddressesAreKeptAndReusedLast(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "network", "ipam.json")
 	p := open(t, path, "10.42.7.0/29") // .1 is the peer's, .2 to .6 are pods'
-	if p.Own().String() != "10.42.7.1" {
-		t.Errorf("own address %s", p.Own())
-	}
 	for i := 2; i <= 4; i++ {
 		if got, want := allocate(t, p, fmt.Sprint("pod", i)), fmt.Sprint("10.42.7.", i); got != want {
 			t.Errorf("got %s, want %s", got, want)
@@ -75,8 +77,8 @@ func TestWhatCannotBeWrittenIsNotAllocated(t *testing.T) {
 	if _, err := p.Allocate("a"); err == nil {
 		t.Fatal("no error")
 	}
-	if _, ok := p.Get("a"); ok {
-		t.Error("allocated all the same")
+	if all := p.All(); len(all) > 0 {
+		t.Errorf("allocated all the same: %v", all)
 	}
 	p.path = filepath.Join(dir, "ipam.json")
 	if got := allocate(t, p, "b"); got != "10.42.7.2" {
@@ -91,5 +93,53 @@ func TestBrokenFileSaysSo(t *testing.T) {
 	}
 	if _, err := Open(path, netip.MustParsePrefix("10.42.7.0/24")); err == nil {
 		t.Error("no error")
+	}
+}
+
+func TestAddressesOfBothFamilies(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ipam.json")
+	p := open(t, path, "10.42.7.0/30", "fd42:0:0:7::/64")
+	if got := allocate(t, p, "a"); got != "10.42.7.2 fd42:0:0:7::2" {
+		t.Errorf("got %s", got)
+	}
+	if _, err := p.Allocate("b"); !errors.Is(err, ErrExhausted) {
+		t.Errorf("error %v, want %v", err, ErrExhausted)
+	}
+	p = open(t, path, "10.42.7.0/30", "fd42:0:0:7::/64")
+	if got := allocate(t, p, "a"); got != "10.42.7.2 fd42:0:0:7::2" {
+		t.Errorf("after a restart: %s", got)
+	}
+	if err := p.Release("a"); err != nil {
+		t.Fatal(err)
+	}
+	// What failed has taken nothing, and there is enough of IPv6 to take another each time.
+	if got := allocate(t, p, "b"); got != "10.42.7.2 fd42:0:0:7::3" {
+		t.Errorf("got %s", got)
+	}
+	if n := len(p.ranges[1].Freed); n != 0 {
+		t.Errorf("%d released addresses are remembered for ever", n)
+	}
+	if p = open(t, path, "fd42:0:0:7::/64", "10.42.7.0/30"); len(p.All()) != 0 {
+		t.Errorf("taken over in another order: %v", p.All())
+	}
+}
+
+func TestVersion1IsRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ipam.json")
+	old := `{"version":1,"prefix":"10.42.7.0/29","pods":{"a":"10.42.7.2","c":"10.42.7.4"},"freed":["10.42.7.3"],"next":"10.42.7.5"}`
+	if err := os.WriteFile(path, []byte(old), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, path, "10.42.7.0/29")
+	for _, want := range []struct{ uid, addr string }{{"a", "10.42.7.2"}, {"c", "10.42.7.4"}, {"d", "10.42.7.5"}} {
+		if got := allocate(t, p, want.uid); got != want.addr {
+			t.Errorf("%s: got %s, want %s", want.uid, got, want.addr)
+		}
+	}
+	p = open(t, path, "10.42.7.0/29") // by now of version 2
+	for i, want := range []string{"10.42.7.6", "10.42.7.3"} {
+		if got := allocate(t, p, fmt.Sprint("new", i)); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	}
 }

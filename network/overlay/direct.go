@@ -1,6 +1,9 @@
 package overlay
 
 import (
+	"fmt"
+	"net/netip"
+
 	"github.com/vishvananda/netlink"
 )
 
@@ -19,8 +22,22 @@ func (d *direct) up() (link netlink.Link, err error) {
 func (d *direct) add(Peer, *Peer) error { return nil }
 func (d *direct) remove(Peer) error     { return nil }
 func (d *direct) prune([]Peer) error    { return nil }
-func (d *direct) close() error          { return nil }
+func (d *direct) move(address netip.Addr, _ int) (err error) {
+	d.link, err = LinkOf(address)
+	return err
+}
 
-func (d *direct) route(p Peer) netlink.Route {
-	return netlink.Route{LinkIndex: d.link.Attrs().Index, Gw: p.Endpoint.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
+func (d *direct) close() error { return nil }
+
+func (d *direct) route(p Peer, cidr netip.Prefix) (netlink.Route, error) {
+	via := p.address(cidr.Addr())
+	if !via.IsValid() {
+		family := "IPv4"
+		if cidr.Addr().Is6() {
+			family = "IPv6"
+		}
+		return netlink.Route{}, fmt.Errorf("the machine %s has no %s address beside %s, which the backend direct needs for its pods' %s addresses: "+
+			"give it one on the same device and start its peer again, or use another backend (rookery net use wireguard)", p.Name, family, p.Endpoint, family)
+	}
+	return netlink.Route{LinkIndex: d.link.Attrs().Index, Gw: via.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}, nil
 }

@@ -22,9 +22,9 @@ func LinkOf(addr netip.Addr) (netlink.Link, error) {
 	return nil, fmt.Errorf("this machine has no address %s", addr)
 }
 
-// LocalAddrs returns this machine's own IPv4 addresses.
+// LocalAddrs returns this machine's own addresses.
 func LocalAddrs() (map[netip.Addr]bool, error) {
-	addrs, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+	addrs, err := Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list this machine's addresses: %w", err)
 	}

@@ -49,14 +49,37 @@ func (p Peer) equal(o Peer) bool {
 		p.WireGuardKey == o.WireGuardKey && p.Alive == o.Alive
 }
 
+// address is that of the machine in the family of like; zero if it has none.
+func (p Peer) address(like netip.Addr) netip.Addr {
+	for _, a := range []netip.Addr{p.Endpoint, p.Other} {
+		if a.IsValid() && a.Is4() == like.Is4() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
 // Config is what an overlay is made from; all fields are required.
 type Config struct {
-	Own     netip.Addr // this peer's address on the pod network
-	Address netip.Addr // this peer's address on the network between the machines
-	Key     Key        // private
-	Port    int        // UDP port of WireGuard
-	MTU     int        // of the device, at most the backend's
+	Own     []netip.Addr // this peer's addresses on the pod network, one of each IP family
+	Address netip.Addr   // this peer's address on the network between the machines
+	Key     Key          // private
+	Port    int          // UDP port of WireGuard
+	MTU     int          // of the device, at most the backend's
 	Log     *slog.Logger
+}
+
+// ipv6 tells whether the pod network has IPv6.
+func (c Config) ipv6() bool { return slices.ContainsFunc(c.Own, netip.Addr.Is6) }
+
+// own is this peer's address in the family of a range, zero if it has none.
+func (c Config) own(cidr netip.Prefix) netip.Addr {
+	for _, a := range c.Own {
+		if a.Is4() == cidr.Addr().Is4() {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // backend is one way to reach peers. Its methods are called one at a time.
@@ -66,10 +89,13 @@ type backend interface {
 	// add makes a peer reachable; old is what it replaces, or nil.
 	add(p Peer, old *Peer) error
 	remove(p Peer) error
-	// route is the route to p's pod range without destination, source and protocol.
-	route(p Peer) netlink.Route
+	// route is the route to cidr, a pod range of p, without destination, source and protocol.
+	route(p Peer, cidr netip.Prefix) (netlink.Route, error)
 	// prune removes peers that the adopted device knows and keep does not.
 	prune(keep []Peer) error
+	// move follows this machine to another address, with another MTU of the device; entries of
+	// peers may be gone then.
+	move(address netip.Addr, mtu int) error
 	close() error
 }
 
@@ -80,30 +106,46 @@ type Overlay struct {
 	b      backend
 
 	mu     sync.Mutex
-	peers  map[string]Peer
+	peers  map[string]known
 	synced bool // the first SetPeers has cleaned up what an earlier run left
 }
 
-// Overhead is what a backend takes from every packet, in bytes.
-func Overhead(kind string) (int, error) {
+// known is a peer as it was last written, perhaps in part.
+type known struct {
+	Peer
+	whole bool
+}
+
+// ValidKind says what is wrong with the name of a backend.
+func ValidKind(kind string) error {
 	switch kind {
-	case "wireguard":
-		return 80, nil // outer IPv6 40, UDP 8, WireGuard 32
-	case "vxlan":
-		return 50, nil // outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
-	case "direct":
-		return 0, nil
+	case "wireguard", "vxlan", "direct":
+		return nil
 	}
-	return 0, fmt.Errorf("unknown network backend %q: use wireguard, vxlan or direct", kind)
+	return fmt.Errorf("unknown network backend %q: use wireguard, vxlan or direct", kind)
+}
+
+// Overhead is what a backend takes from every packet between machines with addresses
+// like that, in bytes.
+func Overhead(kind string, like netip.Addr) int {
+	switch {
+	case kind == "wireguard":
+		return 80 // outer IPv6 40, UDP 8, WireGuard 32; over IPv4 as well, so that it fits both
+	case kind == "vxlan" && like.Is6():
+		return 70 // outer IPv6 40, UDP 8, VXLAN 8, inner Ethernet 14
+	case kind == "vxlan":
+		return 50 // outer IPv4 20, the same
+	}
+	return 0
 }
 
 // Open brings the backend of that kind up, adopting a device that is already
 // there. The caller closes it.
 func Open(kind string, cfg Config) (*Overlay, error) {
-	if _, err := Overhead(kind); err != nil {
+	if err := ValidKind(kind); err != nil {
 		return nil, err
 	}
-	o := &Overlay{cfg: cfg, peers: map[string]Peer{}}
+	o := &Overlay{cfg: cfg, peers: map[string]known{}}
 	switch kind {
 	case "wireguard":
 		b, err := newWireGuard(cfg)
@@ -147,7 +189,7 @@ func (o *Overlay) SetPeers(peers []Peer) error {
 			continue
 		}
 		// Gone, or another machine under the old name.
-		if err := errors.Join(o.unroute(old), o.b.remove(old)); err != nil {
+		if err := errors.Join(o.unroute(old.Peer), o.b.remove(old.Peer)); err != nil {
 			errs = append(errs, fmt.Errorf("remove peer %s: %w", name, err))
 			continue
 		}
@@ -162,36 +204,66 @@ func (o *Overlay) SetPeers(peers []Peer) error {
 }
 
 func (o *Overlay) set(p Peer) error {
-	old, known := o.peers[p.Name]
-	if known && old.equal(p) {
+	old, seen := o.peers[p.Name]
+	if seen && old.whole && old.equal(p) {
 		return nil
 	}
-	if !known || old.Endpoint != p.Endpoint {
+	if !seen || old.Endpoint != p.Endpoint {
 		var prev *Peer
-		if known {
-			prev = &old
+		if seen {
+			prev = &old.Peer
 		}
 		if err := o.b.add(p, prev); err != nil {
 			return err
 		}
 	}
-	if err := o.reroute(p); err != nil {
-		return err
-	}
-	o.peers[p.Name] = p
-	return nil
+	err := o.reroute(p)
+	o.peers[p.Name] = known{p, err == nil}
+	return err
 }
 
+// reroute writes the routes to p's ranges of those families that this peer has too.
 func (o *Overlay) reroute(p Peer) error {
 	if !p.Alive {
 		return o.unroute(p)
 	}
-	r := o.b.route(p)
-	r.Dst, r.Src, r.Protocol = ipNet(p.PodCIDRs[0]), o.cfg.Own.AsSlice(), PeerRoutes
-	if err := netlink.RouteReplace(&r); err != nil {
-		return fmt.Errorf("route %s: %w", p.PodCIDRs[0], err)
+	var errs []error
+	for _, cidr := range p.PodCIDRs {
+		own := o.cfg.own(cidr)
+		if !own.IsValid() {
+			continue
+		}
+		r, err := o.b.route(p, cidr)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("route %s: %w", cidr, err))
+			continue
+		}
+		r.Dst, r.Src, r.Protocol = ipNet(cidr), own.AsSlice(), PeerRoutes
+		if err := netlink.RouteReplace(&r); err != nil {
+			errs = append(errs, fmt.Errorf("route %s: %w", cidr, err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// Move follows this machine to another address on the network between the machines: what
+// is made for the old one is made anew.
+func (o *Overlay) Move(address netip.Addr, mtu int) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err := o.b.move(address, mtu); err != nil {
+		return fmt.Errorf("move to %s: %w", address, err)
+	}
+	o.cfg.Address, o.cfg.MTU = address, mtu
+	peers := o.peers
+	o.peers = map[string]known{}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(peers)) {
+		if err := o.set(peers[name].Peer); err != nil {
+			errs = append(errs, fmt.Errorf("set peer %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Restore writes the routes to all peers again, after another overlay has taken them.
@@ -200,7 +272,7 @@ func (o *Overlay) Restore() error {
 	defer o.mu.Unlock()
 	var errs []error
 	for _, p := range o.peers {
-		errs = append(errs, o.reroute(p))
+		errs = append(errs, o.reroute(p.Peer))
 	}
 	return errors.Join(errs...)
 }

@@ -26,7 +26,9 @@ func Dump[T any](list func() ([]T, error)) ([]T, error) {
 func (o *Overlay) adopt(peers []Peer) error {
 	keep := map[string]bool{}
 	for _, p := range peers {
-		keep[p.PodCIDRs[0].Masked().String()] = p.Alive
+		for _, cidr := range p.PodCIDRs {
+			keep[cidr.Masked().String()] = p.Alive
+		}
 	}
 	routes, err := Routes(PeerRoutes)
 	if err != nil {
@@ -43,32 +45,41 @@ func (o *Overlay) adopt(peers []Peer) error {
 	return o.b.prune(peers)
 }
 
-// Routes lists the routes of the main table that carry our mark.
+// Routes lists the routes of the main table, of both IP families, that carry our mark.
 func Routes(mark netlink.RouteProtocol) ([]netlink.Route, error) {
-	all, err := Dump(func() ([]netlink.Route, error) {
-		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: mark}, netlink.RT_FILTER_PROTOCOL)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
 	var out []netlink.Route
-	for _, r := range all {
-		if r.Dst != nil {
-			out = append(out, r)
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		all, err := Dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: mark}, netlink.RT_FILTER_PROTOCOL)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range all { // a kernel without IPv6 answers with IPv4 once more
+			if r.Dst != nil && (r.Dst.IP.To4() == nil) == (family == netlink.FAMILY_V6) {
+				out = append(out, r)
+			}
 		}
 	}
 	return out, nil
 }
 
 func (o *Overlay) unroute(p Peer) error {
-	// Scope "nowhere" matches a route of any scope, which differs between the backends.
-	err := netlink.RouteDel(&netlink.Route{Dst: ipNet(p.PodCIDRs[0]), Scope: netlink.SCOPE_NOWHERE, Protocol: PeerRoutes, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("remove route %s: %w", p.PodCIDRs[0], err)
+	var errs []error
+	for _, cidr := range p.PodCIDRs {
+		if !o.cfg.own(cidr).IsValid() {
+			continue
+		}
+		// Scope "nowhere" matches a route of any scope, which differs between the backends.
+		err := netlink.RouteDel(&netlink.Route{Dst: ipNet(cidr), Scope: netlink.SCOPE_NOWHERE, Protocol: PeerRoutes, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("remove route %s: %w", cidr, err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
+	p = p.Masked()
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

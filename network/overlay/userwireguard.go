@@ -10,6 +10,8 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
 // userWireGuard is WireGuard in this process. Its device goes with the process;
@@ -43,6 +45,9 @@ func (w *userWireGuard) up() (netlink.Link, error) {
 	if w.link, err = netlink.LinkByName(WireGuardDevice); err != nil {
 		return nil, fmt.Errorf("find device %s: %w", WireGuardDevice, err)
 	}
+	if err := sysctl.Device(WireGuardDevice, w.cfg.ipv6()); err != nil {
+		return nil, err
+	}
 	return w.link, netlink.LinkSetUp(w.link)
 }
 
@@ -50,7 +55,10 @@ func (w *userWireGuard) add(p Peer, _ *Peer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(p.WireGuardKey[:]))
 	fmt.Fprintf(&b, "endpoint=%s\n", netip.AddrPortFrom(p.Endpoint, uint16(w.cfg.Port)))
-	fmt.Fprintf(&b, "persistent_keepalive_interval=0\nreplace_allowed_ips=true\nallowed_ip=%s\n", p.PodCIDRs[0])
+	b.WriteString("persistent_keepalive_interval=0\nreplace_allowed_ips=true\n")
+	for _, cidr := range p.PodCIDRs {
+		fmt.Fprintf(&b, "allowed_ip=%s\n", cidr)
+	}
 	return w.dev.IpcSet(b.String())
 }
 
@@ -61,9 +69,12 @@ func (w *userWireGuard) remove(p Peer) error {
 // prune has nothing to do: the device is as new as the process.
 func (w *userWireGuard) prune([]Peer) error { return nil }
 
-func (w *userWireGuard) route(Peer) netlink.Route {
-	return netlink.Route{LinkIndex: w.link.Attrs().Index, Scope: netlink.SCOPE_LINK}
+func (w *userWireGuard) route(Peer, netip.Prefix) (netlink.Route, error) {
+	return netlink.Route{LinkIndex: w.link.Attrs().Index, Scope: netlink.SCOPE_LINK}, nil
 }
+
+// move has little to do: the other end learns where packets come from.
+func (w *userWireGuard) move(_ netip.Addr, mtu int) error { return netlink.LinkSetMTU(w.link, mtu) }
 
 func (w *userWireGuard) close() error {
 	if w.dev != nil {

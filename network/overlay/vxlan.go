@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
 const (
@@ -16,8 +18,8 @@ const (
 	vxlanPort = 4789 // IANA
 )
 
-// vxlan needs neither multicast nor learning: a peer's hardware address
-// follows from its pod network address, and every entry is written by us.
+// vxlan needs neither multicast nor learning: a peer's hardware address follows from
+// its first pod network address, and every entry is written by us.
 type vxlan struct {
 	cfg  Config
 	link netlink.Link
@@ -25,7 +27,7 @@ type vxlan struct {
 
 func (v *vxlan) up() (netlink.Link, error) {
 	want := &netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: VXLANDevice, MTU: v.cfg.MTU, HardwareAddr: hardwareAddr(v.cfg.Own), TxQLen: -1},
+		LinkAttrs: netlink.LinkAttrs{Name: VXLANDevice, MTU: v.cfg.MTU, HardwareAddr: hardwareAddr(v.cfg.Own[0]), TxQLen: -1},
 		VxlanId:   vxlanID, Port: vxlanPort, SrcAddr: v.cfg.Address.AsSlice(),
 	}
 	link, err := netlink.LinkByName(VXLANDevice)
@@ -34,7 +36,7 @@ func (v *vxlan) up() (netlink.Link, error) {
 		if ok && have.VxlanId == vxlanID && have.Port == vxlanPort && have.SrcAddr.Equal(want.SrcAddr) &&
 			bytes.Equal(have.HardwareAddr, want.HardwareAddr) {
 			v.link = link
-			return link, errors.Join(netlink.LinkSetMTU(link, v.cfg.MTU), netlink.LinkSetUp(link))
+			return link, errors.Join(sysctl.Device(VXLANDevice, v.cfg.ipv6()), netlink.LinkSetMTU(link, v.cfg.MTU), netlink.LinkSetUp(link))
 		}
 		if err := netlink.LinkDel(link); err != nil { // this machine's address has changed
 			return nil, fmt.Errorf("replace device %s: %w", VXLANDevice, err)
@@ -48,41 +50,84 @@ func (v *vxlan) up() (netlink.Link, error) {
 	if v.link, err = netlink.LinkByName(VXLANDevice); err != nil {
 		return nil, fmt.Errorf("find device %s: %w", VXLANDevice, err)
 	}
+	if err := sysctl.Device(VXLANDevice, v.cfg.ipv6()); err != nil {
+		return nil, err
+	}
 	return v.link, netlink.LinkSetUp(v.link)
 }
 
-// hardwareAddr is a locally administered address with a pod network address in it.
-func hardwareAddr(own netip.Addr) net.HardwareAddr {
-	b := own.As4()
-	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
+// move makes the device anew: it sends from the address that it was made with.
+func (v *vxlan) move(address netip.Addr, mtu int) error {
+	v.cfg.Address, v.cfg.MTU = address, mtu
+	_, err := v.up()
+	return err
 }
 
-// entries are the neighbour entry of the peer's own address and the forwarding
-// entry that says behind which machine its hardware address is.
-func (v *vxlan) entries(p Peer) (neigh, fdb *netlink.Neigh) {
-	own := p.PodCIDRs[0].Masked().Addr().Next()
-	neigh = &netlink.Neigh{LinkIndex: v.link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: own.AsSlice(), HardwareAddr: hardwareAddr(own)}
-	fdb = &netlink.Neigh{LinkIndex: v.link.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: p.Endpoint.AsSlice(), HardwareAddr: hardwareAddr(own)}
-	return neigh, fdb
+// hardwareAddr is a locally administered address with what tells peers apart in a pod
+// network address: all of an IPv4 address, the end of an IPv6 range (/64).
+func hardwareAddr(own netip.Addr) net.HardwareAddr {
+	b := own.AsSlice()
+	if own.Is6() {
+		b = b[4:8]
+	}
+	return append(net.HardwareAddr{0x0a, 0x58}, b...)
+}
+
+func peerHardwareAddr(p Peer) net.HardwareAddr { return hardwareAddr(first(p.PodCIDRs[0])) }
+
+// first is the address of a pod range that is the peer's own.
+func first(cidr netip.Prefix) netip.Addr { return cidr.Masked().Addr().Next() }
+
+// gateway is the peer's next hop in the family of a range of it. That of IPv6 is a link
+// local address with the hardware address in it, as the kernel wants a global one to be
+// where the route leads that is there already, which may be another backend's.
+func gateway(p Peer, cidr netip.Prefix) netip.Addr {
+	if cidr.Addr().Is4() {
+		return first(cidr)
+	}
+	a := netip.MustParseAddr("fe80::").As16()
+	copy(a[10:], peerHardwareAddr(p))
+	return netip.AddrFrom16(a)
+}
+
+// entries are the neighbour entries of the peer's next hops, and the forwarding entry that
+// says behind which machine their hardware address is.
+func (v *vxlan) entries(p Peer) (all []netlink.Neigh) {
+	entry := func(family int, ip netip.Addr) netlink.Neigh {
+		return netlink.Neigh{LinkIndex: v.link.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: peerHardwareAddr(p)}
+	}
+	fdb := entry(unix.AF_BRIDGE, p.Endpoint)
+	fdb.Flags = netlink.NTF_SELF
+	all = append(all, fdb)
+	for _, cidr := range p.PodCIDRs {
+		switch {
+		case !v.cfg.own(cidr).IsValid():
+		case cidr.Addr().Is4():
+			all = append(all, entry(unix.AF_INET, gateway(p, cidr)))
+		default:
+			all = append(all, entry(unix.AF_INET6, gateway(p, cidr)))
+		}
+	}
+	return all
 }
 
 func (v *vxlan) add(p Peer, _ *Peer) error {
-	neigh, fdb := v.entries(p)
-	// Set replaces a unicast entry, so that an endpoint that moved is no special case.
-	if err := netlink.NeighSet(fdb); err != nil {
-		return fmt.Errorf("write forwarding entry: %w", err)
+	if p.Endpoint.Is4() != v.cfg.Address.Is4() {
+		return fmt.Errorf("it is known at %s and this machine at %s: the backend vxlan needs both of one IP family", p.Endpoint, v.cfg.Address)
 	}
-	if err := netlink.NeighSet(neigh); err != nil {
-		return fmt.Errorf("write neighbour entry: %w", err)
+	// Set replaces a unicast entry, so that an endpoint that moved is no special case.
+	for _, n := range v.entries(p) {
+		if err := netlink.NeighSet(&n); err != nil {
+			return fmt.Errorf("write neighbour entry %s: %w", n.IP, err)
+		}
 	}
 	return nil
 }
 
 func (v *vxlan) remove(p Peer) error {
-	neigh, fdb := v.entries(p)
-	for _, n := range []*netlink.Neigh{fdb, neigh} {
-		if err := netlink.NeighDel(n); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("remove neighbour entry: %w", err)
+	for _, n := range v.entries(p) {
+		if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove neighbour entry %s: %w", n.IP, err)
 		}
 	}
 	return nil
@@ -91,9 +136,13 @@ func (v *vxlan) remove(p Peer) error {
 func (v *vxlan) prune(keep []Peer) error {
 	known := map[string]bool{}
 	for _, p := range keep {
-		known[hardwareAddr(p.PodCIDRs[0].Masked().Addr().Next()).String()] = true
+		known[peerHardwareAddr(p).String()] = true
 	}
-	for _, family := range []int{unix.AF_BRIDGE, unix.AF_INET} {
+	families := []int{unix.AF_BRIDGE, unix.AF_INET}
+	if v.cfg.ipv6() {
+		families = append(families, unix.AF_INET6)
+	}
+	for _, family := range families {
 		entries, err := Dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(v.link.Attrs().Index, family) })
 		if err != nil {
 			return fmt.Errorf("list neighbour entries: %w", err)
@@ -110,8 +159,8 @@ func (v *vxlan) prune(keep []Peer) error {
 	return nil
 }
 
-func (v *vxlan) route(p Peer) netlink.Route {
-	return netlink.Route{LinkIndex: v.link.Attrs().Index, Gw: p.PodCIDRs[0].Masked().Addr().Next().AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
+func (v *vxlan) route(p Peer, cidr netip.Prefix) (netlink.Route, error) {
+	return netlink.Route{LinkIndex: v.link.Attrs().Index, Gw: gateway(p, cidr).AsSlice(), Flags: int(netlink.FLAG_ONLINK)}, nil
 }
 
 func (v *vxlan) close() error { return nil } // forwards on without us

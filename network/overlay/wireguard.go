@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -11,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
 // newWireGuard prefers the kernel's WireGuard, which keeps forwarding while the
@@ -60,6 +63,9 @@ func (w *kernelWireGuard) up() (netlink.Link, error) {
 	if err := netlink.LinkSetMTU(w.link, w.cfg.MTU); err != nil {
 		return nil, fmt.Errorf("set MTU of %s: %w", WireGuardDevice, err)
 	}
+	if err := sysctl.Device(WireGuardDevice, w.cfg.ipv6()); err != nil {
+		return nil, err
+	}
 	return w.link, netlink.LinkSetUp(w.link)
 }
 
@@ -68,10 +74,14 @@ func (w *kernelWireGuard) configure(p wgtypes.PeerConfig) error {
 }
 
 func (w *kernelWireGuard) add(p Peer, _ *Peer) error {
+	var allowed []net.IPNet
+	for _, cidr := range p.PodCIDRs {
+		allowed = append(allowed, *ipNet(cidr))
+	}
 	off := time.Duration(0) // an idle cluster sends nothing
 	return w.configure(wgtypes.PeerConfig{
 		PublicKey: wgtypes.Key(p.WireGuardKey), Endpoint: &net.UDPAddr{IP: p.Endpoint.AsSlice(), Port: w.cfg.Port},
-		PersistentKeepaliveInterval: &off, ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipNet(p.PodCIDRs[0])},
+		PersistentKeepaliveInterval: &off, ReplaceAllowedIPs: true, AllowedIPs: allowed,
 	})
 }
 
@@ -95,9 +105,12 @@ func (w *kernelWireGuard) prune(keep []Peer) error {
 	return nil
 }
 
-func (w *kernelWireGuard) route(Peer) netlink.Route {
-	return netlink.Route{LinkIndex: w.link.Attrs().Index, Scope: netlink.SCOPE_LINK}
+func (w *kernelWireGuard) route(Peer, netip.Prefix) (netlink.Route, error) {
+	return netlink.Route{LinkIndex: w.link.Attrs().Index, Scope: netlink.SCOPE_LINK}, nil
 }
+
+// move has little to do: the other end learns where packets come from.
+func (w *kernelWireGuard) move(_ netip.Addr, mtu int) error { return netlink.LinkSetMTU(w.link, mtu) }
 
 func (w *kernelWireGuard) close() error {
 	if w.ctl == nil {

@@ -62,7 +62,7 @@ func (s *Server) Handler() http.Handler {
 
 func (s *Server) setBackend(w http.ResponseWriter, r *http.Request) {
 	kind := r.PathValue("kind")
-	if _, err := overlay.Overhead(kind); err != nil {
+	if err := overlay.ValidKind(kind); err != nil {
 		s.reply(w, nil, requestError(err.Error()))
 		return
 	}
