@@ -35,8 +35,9 @@ type machine struct {
 	lab     *lab
 	name    string
 	ns      string
-	addr    netip.Addr
-	cidr    netip.Prefix
+	addr    netip.Addr // on the network between the machines
+	other   netip.Addr // there, of the cluster's other IP family; zero: none
+	ranges  []network.Family
 	key     wgtypes.Key
 	dir     string
 	backend string
@@ -48,6 +49,13 @@ type machine struct {
 }
 
 func newLab(t testing.TB, hosts int, backend string) *lab {
+	t.Helper()
+	return newLabOf(t, hosts, backend, "4")
+}
+
+// newLabOf makes a lab whose machines and pods have the IP families "4", "6", "46" or
+// "64"; the pods' addresses come in that order. Machines talk by IPv4 where they have it.
+func newLabOf(t testing.TB, hosts int, backend, families string) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("ROOKERY_SKIP_ROOT") == "1" {
@@ -64,7 +72,9 @@ func newLab(t testing.TB, hosts int, backend string) *lab {
 		m := &machine{
 			lab: l, name: fmt.Sprintf("h%d", i), ns: fmt.Sprintf("%s-h%d", l.name, i), backend: backend, dir: t.TempDir(),
 			addr: netip.AddrFrom4([4]byte{192, 168, 77, byte(i)}),
-			cidr: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(i), 0}), 24),
+		}
+		for _, f := range families {
+			m.ranges = append(m.ranges, ranges(f, i))
 		}
 		var err error
 		if m.key, err = wgtypes.GeneratePrivateKey(); err != nil {
@@ -74,12 +84,41 @@ func newLab(t testing.TB, hosts int, backend string) *lab {
 		port := fmt.Sprintf("l%d", i)
 		l.ip("-n", lan, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", m.ns)
 		l.ip("-n", lan, "link", "set", port, "master", "br0", "up")
-		l.ip("-n", m.ns, "addr", "add", m.addr.String()+"/24", "dev", "eth0")
+		if strings.Contains(families, "4") {
+			l.ip("-n", m.ns, "addr", "add", m.addr.String()+"/24", "dev", "eth0")
+		}
+		if strings.Contains(families, "6") {
+			m.other = netip.MustParseAddr(fmt.Sprintf("fd77::%d", i))
+			l.ip("-n", m.ns, "addr", "add", m.other.String()+"/64", "dev", "eth0", "nodad")
+		}
+		if families == "6" {
+			m.addr, m.other = m.other, netip.Addr{}
+		}
 		l.ip("-n", m.ns, "link", "set", "eth0", "up")
 		l.ip("-n", m.ns, "link", "set", "lo", "up")
 		l.hosts = append(l.hosts, m)
 	}
 	return l
+}
+
+func ranges(family rune, host int) network.Family {
+	if family == '4' {
+		return network.Family{
+			PodCIDR:     netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(host), 0}), 24),
+			ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), DNS: netip.MustParseAddr("10.43.0.10"),
+		}
+	}
+	return network.Family{
+		PodCIDR:     netip.MustParsePrefix(fmt.Sprintf("fd42:0:0:%d::/64", host)),
+		ClusterCIDR: netip.MustParsePrefix("fd42::/56"), ServiceCIDR: netip.MustParsePrefix("fd43::/112"), DNS: netip.MustParseAddr("fd43::a"),
+	}
+}
+
+func (m *machine) cidrs() (out []netip.Prefix) {
+	for _, f := range m.ranges {
+		out = append(out, f.PodCIDR)
+	}
+	return out
 }
 
 func (l *lab) namespace(name string) {
@@ -103,7 +142,7 @@ func run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// in runs a command in the machine's namespace.
+// run runs a command in the machine's namespace.
 func (m *machine) run(args ...string) string {
 	m.lab.t.Helper()
 	return run(m.lab.t, "nsenter", append([]string{"--net=/run/netns/" + m.ns, "--"}, args...)...)
@@ -141,11 +180,48 @@ func (m *machine) up(objects ...request) {
 
 func (m *machine) config() *network.Config {
 	return &network.Config{
-		Address: m.addr, Families: []network.Family{{
-			PodCIDR: m.cidr, ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), DNS: netip.MustParseAddr("10.43.0.10"),
-		}},
-		Backend: m.backend, Key: network.Key(m.key), Dir: filepath.Join(m.dir, "network"),
+		Address: m.addr, Families: m.ranges, Backend: m.backend, Key: network.Key(m.key), Dir: filepath.Join(m.dir, "network"),
 	}
+}
+
+// kernel is all that the daemon has made of the machine, as text.
+func (m *machine) kernel() string {
+	m.lab.t.Helper()
+	var b strings.Builder
+	for _, f := range m.ranges {
+		b.WriteString(m.run("nft", "-a", "list", "table", string(f.Table()), "rookery"))
+	}
+	for _, args := range []string{
+		"ip -o link", "ip -o addr show dev rookery0", "bridge fdb", "ip neigh show nud permanent", "ip route", "ip -6 route show proto 82", "ip -6 route show proto 83",
+	} {
+		b.WriteString(m.run(strings.Fields(args)...))
+	}
+	return b.String()
+}
+
+// at is the machine's address on the network between the machines in the family of like.
+func (m *machine) at(like string) string {
+	if m.other.IsValid() && m.other.Is6() == strings.Contains(like, ":") {
+		return m.other.String()
+	}
+	return m.addr.String()
+}
+
+// own is the machine's address on the pod network in the family of like.
+func (m *machine) own(like string) string {
+	for _, f := range m.ranges {
+		if f.PodCIDR.Addr().Is6() == strings.Contains(like, ":") {
+			return f.Own().String()
+		}
+	}
+	return ""
+}
+
+// device is the one that leads to an address.
+func (m *machine) device(addr string) string {
+	m.lab.t.Helper()
+	_, rest, _ := strings.Cut(m.run("ip", "route", "get", addr), " dev ")
+	return strings.Fields(rest)[0]
 }
 
 // kill ends the daemon as a crash would.
@@ -197,14 +273,16 @@ func (l *lab) peers(dead ...string) {
 		var peers []network.Peer
 		for _, o := range l.hosts {
 			if o != m && o.cmd != nil || strings.Contains(strings.Join(dead, ","), o.name) {
-				peers = append(peers, network.Peer{
-					Name: o.name, Endpoint: o.addr, PodCIDRs: []netip.Prefix{o.cidr}, WireGuardKey: network.Key(o.key.PublicKey()),
-					Alive: !strings.Contains(strings.Join(dead, ","), o.name),
-				})
+				peers = append(peers, o.peer(!strings.Contains(strings.Join(dead, ","), o.name)))
 			}
 		}
 		m.ask(request{Verb: "peers", Peers: peers})
 	}
+}
+
+// peer is the machine as the others know it.
+func (m *machine) peer(alive bool) network.Peer {
+	return network.Peer{Name: m.name, Endpoint: m.addr, Other: m.other, PodCIDRs: m.cidrs(), WireGuardKey: network.Key(m.key.PublicKey()), Alive: alive}
 }
 
 // put hands objects to every running daemon, as an informer would.
@@ -219,10 +297,17 @@ func (l *lab) put(services []*corev1.Service, slices []*discoveryv1.EndpointSlic
 
 // pod is a process in a network namespace of its own, which serves TCP and UDP on 8080.
 type pod struct {
-	m    *machine
-	uid  string
-	pid  int
-	addr string
+	m     *machine
+	uid   string
+	pid   int
+	addr  string   // the first of addrs
+	addrs []string // one of each family
+}
+
+// run runs a command in the pod's namespace.
+func (p *pod) run(args ...string) string {
+	p.m.lab.t.Helper()
+	return run(p.m.lab.t, "nsenter", append([]string{fmt.Sprintf("--net=/proc/%d/ns/net", p.pid), "--"}, args...)...)
 }
 
 func (m *machine) pod(uid string, ports ...corev1.ContainerPort) *pod {
@@ -249,7 +334,8 @@ func (m *machine) pod(uid string, ports ...corev1.ContainerPort) *pod {
 		t.Fatalf("start pod %s: %v", uid, err)
 	}
 	p := &pod{m: m, uid: uid, pid: cmd.Process.Pid}
-	p.addr = m.ask(request{Verb: "attach", UID: uid, PID: p.pid, Ports: ports})
+	p.addrs = strings.Fields(m.ask(request{Verb: "attach", UID: uid, PID: p.pid, Ports: ports}))
+	p.addr = p.addrs[0]
 	return p
 }
 

@@ -3,7 +3,10 @@ package network_test
 import (
 	"fmt"
 	"maps"
+	"net"
+	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -17,54 +20,89 @@ func only(t *testing.T, got map[string]int, want string) {
 
 func TestPodsReachEachOther(t *testing.T) {
 	for _, backend := range []string{"wireguard", "vxlan", "direct"} {
-		t.Run(backend, func(t *testing.T) {
-			l := newLab(t, 2, backend)
-			h1, h2 := l.hosts[0], l.hosts[1]
-			h1.up()
-			h2.up()
-			l.peers()
-			a, b, c := h1.pod("a"), h1.pod("b"), h2.pod("c")
-			for _, step := range []struct {
-				name string
-				got  map[string]int
-				want string
-			}{
-				{"to a pod of the same peer", a.dial("tcp4", b.addr+":8080", 1), "b " + a.addr},
-				{"to a pod of another peer", a.dial("tcp4", c.addr+":8080", 3), "c " + a.addr},
-				{"and back", c.dial("tcp4", a.addr+":8080", 3), "a " + c.addr},
-				{"by UDP", c.dial("udp4", a.addr+":8080", 1), "a " + c.addr},
-				{"from the machine to its own pod", h1.dial("tcp4", a.addr+":8080", 1), "a 10.42.1.1"},
-				{"from the machine to another peer's pod", h1.dial("tcp4", c.addr+":8080", 1), "c 10.42.1.1"},
-				{"from the machine under its own address", h1.dial("tcp4", c.addr+":8080", 1, "NETT_FROM=192.168.77.1"), "c 10.42.1.1"},
-				{"to an address without a pod", a.dial("tcp4", "10.42.1.200:8080", 1), "error: no route to host"},
-				{"to a range without a peer", a.dial("tcp4", "10.42.9.9:8080", 1), "error: no route to host"},
-				{"to another peer's own address", a.dial("tcp4", "10.42.2.1:9", 1), "error: connection refused"},
-				{"out of the cluster", a.dial("tcp4", "192.168.77.2:9", 1), "error: connection refused"},
-			} {
-				t.Run(step.name, func(t *testing.T) { only(t, step.got, step.want) })
-			}
+		for _, families := range []string{"4", "6", "64"} {
+			t.Run(backend+" "+families, func(t *testing.T) {
+				l := newLabOf(t, 2, backend, families)
+				h1, h2 := l.hosts[0], l.hosts[1]
+				h1.up()
+				h2.up()
+				l.peers()
+				a, b, c := h1.pod("a"), h1.pod("b"), h2.pod("c")
+				for i := range families {
+					reachEachOther(t, a.addrs[i], b.addrs[i], c.addrs[i], a, b, c)
+				}
 
-			// A pod that takes its neighbour's address gets no answer, and nor does the neighbour.
-			nsenter := fmt.Sprintf("--net=/proc/%d/ns/net", a.pid)
-			run(t, "nsenter", nsenter, "--", "ip", "addr", "add", "10.42.1.77/32", "dev", "eth0")
-			only(t, a.dial("tcp4", c.addr+":8080", 1, "NETT_FROM=10.42.1.77"), "error: timeout")
+				// A dead peer's pods are refused at once, and are back with it.
+				// (Asked by another pod: the kernel tells one client of only so many errors a second.)
+				h1.ask(request{Verb: "peers"})
+				for i := range families {
+					only(t, b.dial("tcp", on(c.addrs[i], 8080), 1), "error: "+unreachable(c.addrs[i]))
+				}
+				l.peers()
+				for i := range families {
+					only(t, b.dial("tcp", on(c.addrs[i], 8080), 1), "c "+b.addrs[i])
+				}
 
-			// A dead peer's pods are refused at once, and are back with it.
-			// (Asked by another pod: the kernel tells one client of only so many errors a second.)
-			h1.ask(request{Verb: "peers"})
-			only(t, b.dial("tcp4", c.addr+":8080", 1), "error: no route to host")
-			l.peers()
-			only(t, b.dial("tcp4", c.addr+":8080", 1), "c "+b.addr)
-
-			h1.ask(request{Verb: "detach", UID: "b"})
-			h1.ask(request{Verb: "detach", UID: "b"})
-			only(t, c.dial("tcp4", b.addr+":8080", 1), "error: no route to host")
-		})
+				h1.ask(request{Verb: "detach", UID: "b"})
+				h1.ask(request{Verb: "detach", UID: "b"})
+				for i := range families {
+					only(t, c.dial("tcp", on(b.addrs[i], 8080), 1), "error: "+unreachable(b.addrs[i]))
+				}
+			})
+		}
 	}
 }
 
+// on is a port at an address.
+func on(addr string, port int) string { return net.JoinHostPort(addr, strconv.Itoa(port)) }
+
+// unreachable is what the kernel says of an address that leads nowhere.
+func unreachable(addr string) string {
+	if strings.Contains(addr, ":") {
+		return "network is unreachable"
+	}
+	return "no route to host"
+}
+
+func reachEachOther(t *testing.T, ofA, ofB, ofC string, a, b, c *pod) {
+	h1, h2 := a.m, c.m
+	// Other addresses of the ranges of a's peer, and of a peer that there is not.
+	nobody, stranger, nowhere := "10.42.1.200", "10.42.1.77", "10.42.9.9"
+	if strings.Contains(ofA, ":") {
+		nobody, stranger, nowhere = "fd42:0:0:1::200", "fd42:0:0:1::77", "fd42:0:0:9::9"
+	}
+	for _, step := range []struct {
+		name string
+		got  map[string]int
+		want string
+	}{
+		{"to a pod of the same peer", a.dial("tcp", on(ofB, 8080), 1), "b " + ofA},
+		{"to a pod of another peer", a.dial("tcp", on(ofC, 8080), 3), "c " + ofA},
+		{"and back", c.dial("tcp", on(ofA, 8080), 3), "a " + ofC},
+		{"by UDP", c.dial("udp", on(ofA, 8080), 1), "a " + ofC},
+		{"from the machine to its own pod", h1.dial("tcp", on(ofA, 8080), 1), "a " + h1.own(ofA)},
+		{"from the machine to another peer's pod", h1.dial("tcp", on(ofC, 8080), 1), "c " + h1.own(ofC)},
+		{"from the machine under its own address", h1.dial("tcp", on(ofC, 8080), 1, "NETT_FROM="+h1.at(ofC)), "c " + h1.own(ofC)},
+		{"to an address without a pod", a.dial("tcp", on(nobody, 8080), 1), "error: " + unreachable(nobody)},
+		{"to a range without a peer", a.dial("tcp", on(nowhere, 8080), 1), "error: " + unreachable(nowhere)},
+		{"to another peer's own address", a.dial("tcp", on(h2.own(ofC), 9), 1), "error: connection refused"},
+		{"out of the cluster", a.dial("tcp", on(h2.at(ofC), 9), 1), "error: connection refused"},
+	} {
+		t.Run(step.name, func(t *testing.T) { only(t, step.got, step.want) })
+	}
+	// A pod that takes its neighbour's address gets no answer, and nor does the neighbour.
+	host := netip.MustParseAddr(stranger)
+	a.run("ip", "addr", "add", netip.PrefixFrom(host, host.BitLen()).String(), "dev", "eth0", "nodad")
+	only(t, a.dial("tcp", on(ofC, 8080), 1, "NETT_FROM="+stranger), "error: timeout")
+}
+
 func TestRestartAdoptsEverything(t *testing.T) {
-	l := newLab(t, 2, "vxlan")
+	for _, families := range []string{"4", "46"} {
+		t.Run(families, func(t *testing.T) { restartAdoptsEverything(t, newLabOf(t, 2, "vxlan", families)) })
+	}
+}
+
+func restartAdoptsEverything(t *testing.T, l *lab) {
 	h1, h2 := l.hosts[0], l.hosts[1]
 	h1.up()
 	h2.up()
@@ -75,9 +113,7 @@ func TestRestartAdoptsEverything(t *testing.T) {
 	eventually(t, patience, func() string {
 		return want(b.dial("tcp4", clusterIP+":80", 8), "a", "c")
 	})
-	state := func() string {
-		return h1.run("nft", "-a", "list", "table", "ip", "rookery") + h1.run("ip", "-o", "link") + h1.run("ip", "route") + h1.run("bridge", "fdb") + h1.run("ip", "neigh", "show", "nud", "permanent")
-	}
+	state := h1.kernel
 	before := state()
 	h1.kill()
 	if got := want(b.dial("tcp4", clusterIP+":80", 8), "a", "c"); got != "" {
@@ -88,8 +124,8 @@ func TestRestartAdoptsEverything(t *testing.T) {
 		t.Errorf("the start changed something:\n%s\nbefore:\n%s", got, before)
 	}
 	l.peers()
-	if again := h1.ask(request{Verb: "attach", UID: "a", PID: a.pid}); again != a.addr {
-		t.Errorf("attached again as %s, was %s", again, a.addr)
+	if again := h1.ask(request{Verb: "attach", UID: "a", PID: a.pid}); again != strings.Join(a.addrs, " ") {
+		t.Errorf("attached again as %s, was %s", again, a.addrs)
 	}
 	if got := state(); got != before {
 		t.Errorf("attaching again changed something:\n%s\nbefore:\n%s", got, before)
@@ -113,10 +149,16 @@ func TestRestartAdoptsEverything(t *testing.T) {
 }
 
 func TestCleanLeavesNothing(t *testing.T) {
-	l := newLab(t, 1, "wireguard")
+	l := newLabOf(t, 1, "wireguard", "46")
 	h1 := l.hosts[0]
 	state := func() string {
-		return h1.run("nft", "list", "ruleset") + h1.run("ip", "-br", "link") + h1.run("ip", "-4", "route", "show", "table", "all") + h1.run("ip", "rule")
+		out := h1.run("nft", "list", "ruleset") + h1.run("ip", "-br", "link") + h1.run("ip", "-4", "route", "show", "table", "all") + h1.run("ip", "rule")
+		for _, line := range strings.Split(h1.run("ip", "-6", "route", "show", "table", "all"), "\n") {
+			if !strings.Contains(line, "dev eth0") { // where the kernel has things of its own to do
+				out += line + "\n"
+			}
+		}
+		return out
 	}
 	h1.run("nft", "add", "table", "ip", "others")
 	before := state()

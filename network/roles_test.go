@@ -54,6 +54,8 @@ func TestMain(m *testing.M) {
 		err = dialRole()
 	case "blast":
 		err = blastRole()
+	case "router":
+		err = routerRole()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -71,6 +73,7 @@ type request struct {
 	Ports    []corev1.ContainerPort
 	Peers    []network.Peer
 	Backend  string
+	Address  netip.Addr
 	Dead     []string
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
@@ -139,13 +142,15 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return addrs[0].String(), nil
+		return strings.Trim(fmt.Sprint(addrs), "[]"), nil
 	case "detach":
 		return "", h.net.Detach(ctx, r.UID)
 	case "reconcile":
 		return "", h.net.Reconcile(ctx, r.UIDs)
 	case "peers":
 		return "", h.net.SetPeers(ctx, r.Peers)
+	case "address":
+		return "", h.net.SetAddress(ctx, r.Address)
 	case "use":
 		return "", h.net.Use(ctx, r.Backend)
 	case "put":
@@ -371,15 +376,15 @@ func (h *host) start(ctx context.Context, r request) error {
 // it then echoes.
 func podRole() error {
 	name := os.Getenv("NETT_NAME")
-	l, err := net.Listen("tcp4", ":8080")
+	l, err := net.Listen("tcp", ":8080")
 	if err != nil {
 		return err
 	}
-	u, err := net.ListenPacket("udp4", ":8080")
+	u, err := net.ListenPacket("udp", ":8080")
 	if err != nil {
 		return err
 	}
-	sink, err := net.Listen("tcp4", ":8081")
+	sink, err := net.Listen("tcp", ":8081")
 	if err != nil {
 		return err
 	}
@@ -448,16 +453,16 @@ func dialRole() error {
 	}
 	d := net.Dialer{Timeout: 3 * time.Second} // longer than the first retransmission of a SYN
 	if from := os.Getenv("NETT_FROM"); from != "" {
-		if !strings.Contains(from, ":") {
-			from += ":0"
+		at, err := netip.ParseAddrPort(from)
+		if err != nil { // an address alone
+			addr, err := netip.ParseAddr(from)
+			if err != nil {
+				return err
+			}
+			at = netip.AddrPortFrom(addr, 0)
 		}
-		if os.Getenv("NETT_NETWORK") == "udp4" {
-			d.LocalAddr, err = net.ResolveUDPAddr("udp4", from)
-		} else {
-			d.LocalAddr, err = net.ResolveTCPAddr("tcp4", from)
-		}
-		if err != nil {
-			return err
+		if d.LocalAddr = net.TCPAddrFromAddrPort(at); strings.HasPrefix(os.Getenv("NETT_NETWORK"), "udp") {
+			d.LocalAddr = net.UDPAddrFromAddrPort(at)
 		}
 	}
 	for range n {
@@ -468,7 +473,7 @@ func dialRole() error {
 		}
 		patience := 5 * time.Second // who has answered a SYN will say more, however busy the machine is
 		if strings.HasPrefix(os.Getenv("NETT_NETWORK"), "udp") {
-			patience = time.Second
+			patience = 3 * time.Second
 		}
 		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 			return err
@@ -563,7 +568,7 @@ func blastRole() error {
 	if err != nil {
 		return err
 	}
-	c, err := net.Dial("tcp4", os.Getenv("NETT_TARGET"))
+	c, err := net.Dial("tcp", os.Getenv("NETT_TARGET"))
 	if err != nil {
 		return err
 	}

@@ -267,7 +267,7 @@ func (p *pod) connect(target, hold string) (in io.Writer, read func() string) {
 	t := p.m.lab.t
 	t.Helper()
 	cmd := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", p.pid), "--", os.Args[0])
-	cmd.Env = append(os.Environ(), "NETT_ROLE=dial", "NETT_NETWORK=tcp4", "NETT_TARGET="+target, "NETT_COUNT=1", "NETT_HOLD="+hold)
+	cmd.Env = append(os.Environ(), "NETT_ROLE=dial", "NETT_NETWORK=tcp", "NETT_TARGET="+target, "NETT_COUNT=1", "NETT_HOLD="+hold)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
