@@ -77,6 +77,7 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.Host.PodCIDRs = cfg.PodCIDRs
 	core := cfg.Informers.Core().V1()
 	a := &Agent{
 		cfg:      cfg,

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -15,6 +16,8 @@ type Host struct {
 	// Sysctls that a pod may set beside the safe ones; a name may end in "*". They must be
 	// namespaced, or a pod would set them for the whole machine.
 	Sysctls []string
+	// PodCIDRs are this machine's parts of the pod network: pods have an address of each.
+	PodCIDRs []netip.Prefix
 }
 
 // ThisHost looks at the machine. sysctls are as in Host.

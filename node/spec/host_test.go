@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -100,6 +101,26 @@ func TestNodename(t *testing.T) {
 		}
 		if have != tt.want {
 			t.Errorf("%s: have %s, want %s", tt.pod, have, tt.want)
+		}
+	}
+}
+
+func TestHostPortOfAFamilyThatPodsLack(t *testing.T) {
+	for _, c := range []struct {
+		cidrs, ip string
+		told      bool
+	}{
+		{"10.42.1.0/24", "", false}, {"10.42.1.0/24", "192.0.2.1", false}, {"10.42.1.0/24", "2001:db8::1", true}, {"10.42.1.0/24", "::", true},
+		{"fd42::/64", "192.0.2.1", true}, {"fd42::/64", "0.0.0.0", true}, {"fd42::/64", "::1", false},
+		{"10.42.1.0/24 fd42::/64", "192.0.2.1", false}, {"10.42.1.0/24 fd42::/64", "2001:db8::1", false},
+	} {
+		pod := &v1.Pod{Spec: v1.PodSpec{Containers: []v1.Container{{Name: "c", Ports: []v1.ContainerPort{{HostPort: 80, HostIP: c.ip}}}}}}
+		var host Host
+		for _, cidr := range strings.Fields(c.cidrs) {
+			host.PodCIDRs = append(host.PodCIDRs, netip.MustParsePrefix(cidr))
+		}
+		if told := Ignored(pod, host); (len(told) == 1) != c.told {
+			t.Errorf("%+v: %q", c, told)
 		}
 	}
 }

@@ -2,6 +2,8 @@ package spec
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
@@ -39,8 +41,8 @@ func Ignored(pod *v1.Pod, host Host) []string {
 	}
 	for _, c := range Containers(pod) {
 		for _, p := range c.Ports {
-			if p.HostPort != 0 && !s.HostNetwork && strings.Contains(p.HostIP, ":") {
-				ignore("container %s: hostPort %d is not published on %s: pods have IPv4 addresses only", c.Name, p.HostPort, p.HostIP)
+			if p.HostPort != 0 && !s.HostNetwork && p.HostIP != "" && !podsHave(host, p.HostIP) {
+				ignore("container %s: hostPort %d is not published on %s: pods have no address of that IP family", c.Name, p.HostPort, p.HostIP)
 			}
 		}
 		if sc := c.SecurityContext; sc != nil && sc.SELinuxOptions != nil && !host.SELinux {
@@ -48,6 +50,11 @@ func Ignored(pod *v1.Pod, host Host) []string {
 		}
 	}
 	return out
+}
+
+// podsHave tells whether pods have an address of the IP family of ip.
+func podsHave(host Host, ip string) bool {
+	return slices.ContainsFunc(host.PodCIDRs, func(cidr netip.Prefix) bool { return cidr.Addr().Is6() == strings.Contains(ip, ":") })
 }
 
 func appArmor(pod *v1.Pod, c *v1.Container) *v1.AppArmorProfile {
