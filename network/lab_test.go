@@ -302,6 +302,7 @@ type pod struct {
 	pid   int
 	addr  string   // the first of addrs
 	addrs []string // one of each family
+	ports []corev1.ContainerPort
 }
 
 // run runs a command in the pod's namespace.
@@ -333,7 +334,7 @@ func (m *machine) pod(uid string, ports ...corev1.ContainerPort) *pod {
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatalf("start pod %s: %v", uid, err)
 	}
-	p := &pod{m: m, uid: uid, pid: cmd.Process.Pid}
+	p := &pod{m: m, uid: uid, pid: cmd.Process.Pid, ports: ports}
 	p.addrs = strings.Fields(m.ask(request{Verb: "attach", UID: uid, PID: p.pid, Ports: ports}))
 	p.addr = p.addrs[0]
 	return p

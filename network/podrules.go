@@ -9,6 +9,7 @@ import (
 
 	"github.com/rundigitalplatform/rookery/network/hostports"
 	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/refused"
 )
 
 // Sections of the table.
@@ -63,6 +64,8 @@ func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports
 		Hook:  &nft.Hook{Type: knftables.FilterType, Hook: knftables.PreroutingHook, Priority: "-310"},
 		Rules: podSources(ip),
 	}
+	refused.Source.Add(s, ip)
+	s.Chains["pod-forged"] = nft.Chain{Rules: append(refused.Source.Rules(ip), "drop")}
 	own, cluster := f.Own(), f.ClusterCIDR.Masked()
 	inside := fmt.Sprintf("{ %s, %s }", cluster, f.ServiceCIDR.Masked())
 	post := []string{
@@ -94,12 +97,13 @@ func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports
 func podSources(ip knftables.Family) []string {
 	from := fmt.Sprintf(`iifname "%s*"`, devicePrefix)
 	// Also the unspecified and link local addresses of IPv6: a pod has none of its own making.
-	forged := fmt.Sprintf(`%s iifname . %s saddr != @pod-addresses drop`, from, ip)
+	forged := fmt.Sprintf(`%s iifname . %s saddr != @pod-addresses goto pod-forged`, from, ip)
 	if ip == knftables.IPv6Family {
 		return []string{
 			// Who is at the other end of a pod's device is written, not asked for (RFC 4861), and a
-			// pod is nobody's router.
-			from + " icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect } drop",
+			// pod is nobody's router. What groups its kernel listens to is of no use here either.
+			from + " icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect, " +
+				"mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } drop",
 			forged,
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -94,6 +95,15 @@ func reachEachOther(t *testing.T, ofA, ofB, ofC string, a, b, c *pod) {
 	host := netip.MustParseAddr(stranger)
 	a.run("ip", "addr", "add", netip.PrefixFrom(host, host.BitLen()).String(), "dev", "eth0", "nodad")
 	only(t, a.dial("tcp", on(ofC, 8080), 1, "NETT_FROM="+stranger), "error: timeout")
+	table := "ip"
+	if host.Is6() {
+		table = "ip6"
+	}
+	// It is noted, and it alone: what a kernel says of its own accord is no forgery.
+	noted := regexp.MustCompile(`"rk[0-9a-f]*" \. (\S+)`).FindAllStringSubmatch(h1.run("nft", "list", "set", table, "rookery", "refused-source"), -1)
+	if len(noted) != 1 || noted[0][1] != stranger {
+		t.Errorf("forged sources are noted as %q, want %s alone", noted, stranger)
+	}
 }
 
 func TestRestartAdoptsEverything(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -111,19 +112,19 @@ func (n *Network) anchor() (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %s: %w", anchorDevice, err)
 	}
-	want := map[netip.Addr]bool{}
+	var want []netip.Addr
 	for _, f := range n.cfg.Families {
-		want[f.Own()], want[f.DNS] = true, true
+		want = append(want, f.Own(), f.DNS)
 	}
 	for _, a := range have {
-		if got, ok := netip.AddrFromSlice(a.IP); ok && want[got.Unmap()] {
+		if got, ok := netip.AddrFromSlice(a.IP); ok && slices.Contains(want, got.Unmap()) {
 			continue
 		}
 		if err := netlink.AddrDel(link, &a); err != nil {
 			return nil, fmt.Errorf("remove old address %s: %w", a.IP, err)
 		}
 	}
-	for addr := range want {
+	for _, addr := range want {
 		if err := netlink.AddrReplace(link, address(addr)); err != nil {
 			return nil, fmt.Errorf("set address %s: %w", addr, err)
 		}
