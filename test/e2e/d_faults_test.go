@@ -34,6 +34,7 @@ func busiest(t *testing.T) string {
 // `make bench`; here the bounds are wide enough for a busy machine.
 func TestLosingAPeer(t *testing.T) {
 	start := func(ctx context.Context, h string) error { return shared.Start(ctx, h) }
+	ingress(t)
 	for _, f := range []fault{
 		{"kill the leader's daemon", leader, shared.Kill, start, false},
 		{"kill a follower's daemon", follower, shared.Kill, start, false},
@@ -56,6 +57,7 @@ func lose(t *testing.T, f fault) {
 		}
 	}
 	load := startLoad(t, others[0], serviceURL, 50, 30*time.Second)
+	proxied := startLoad(t, "client", "http://"+ipOf(others[0])+"/", 50, 30*time.Second)
 	time.Sleep(time.Second) // the load runs before the fault
 	at := time.Now()
 	if err := f.hurt(t.Context(), victim); err != nil {
@@ -81,15 +83,16 @@ func lose(t *testing.T, f fault) {
 		return nil
 	})
 	replaced := time.Since(at)
-	r := load()
-	last := time.Duration(0)
-	if r.Failed > 0 {
-		last = r.LastFailure.Sub(at)
-	}
+	r, through := load(), proxied()
+	last := lastFailure(at, r)
 	t.Logf("%s (%s): writes back after %.1fs, last failed request after %.1fs (%d of %d), replacements Ready after %.1fs",
 		f.name, victim, writes.Seconds(), last.Seconds(), r.Failed, r.Sent, replaced.Seconds())
 	if last > 10*time.Second {
 		t.Errorf("requests failed for %s: %v", last, r.Errors)
+	}
+	t.Logf("through the Ingress of %s: last failed request after %.1fs (%d of %d)", others[0], lastFailure(at, through).Seconds(), through.Failed, through.Sent)
+	if d := lastFailure(at, through); d > 10*time.Second {
+		t.Errorf("requests through the Ingress failed for %s: %v", d, through.Errors)
 	}
 	if replaced > 80*time.Second {
 		t.Errorf("replacements took %s", replaced)
@@ -101,6 +104,70 @@ func lose(t *testing.T, f fault) {
 	nothingTwice(t, victim)
 	agree(t)
 	sh(t, others[0], "rookery -n hello delete configmap "+written)
+}
+
+// lastFailure is how long after that time a request failed; 0: none did.
+func lastFailure(at time.Time, r report) time.Duration {
+	if r.Failed == 0 {
+		return 0
+	}
+	return r.LastFailure.Sub(at)
+}
+
+func ipOf(host string) string {
+	for _, h := range shared.Hosts {
+		if h.Name == host {
+			return h.IP
+		}
+	}
+	return ""
+}
+
+// A daemon that is killed takes no request with it: its pods are reached as before where the
+// kernel carries packets, until they are let go of, and when it is back. (WireGuard in the
+// daemon goes with it: then the bounds of TestLosingAPeer hold.)
+func TestKilledDaemonFailsNoRequest(t *testing.T) {
+	allReady(t, time.Minute)
+	use(t, "vxlan")
+	defer use(t, "wireguard")
+	spread(t, "h1")
+	victim := follower(t)
+	var others []string
+	for _, h := range shared.Peers() {
+		if h.Name != victim {
+			others = append(others, h.Name)
+		}
+	}
+	pod := loader(t, others[1])
+	loads := map[string]func() report{
+		"peer": startLoad(t, others[0], serviceURL, 100, 20*time.Second),
+		"pod":  startLoadIn(t, others[0], pod, serviceURL, 100, 20*time.Second),
+	}
+	time.Sleep(time.Second) // they run before the daemon is killed
+	if err := shared.Kill(t.Context(), victim); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, func() error {
+		s, err := status(t.Context(), others[0])
+		for _, p := range s.Peers {
+			if p.Name == victim && p.State != "dead" {
+				err = fmt.Errorf("%s is %s", victim, p.State)
+			}
+		}
+		return err
+	})
+	if err := shared.Start(t.Context(), victim); err != nil {
+		t.Fatal(err)
+	}
+	for from, report := range loads {
+		r := report()
+		t.Logf("from a %s: %d requests, %d failed, %d pods answered", from, r.Sent, r.Failed, len(r.Pods))
+		if r.Failed > 0 {
+			t.Errorf("from a %s: %d of %d requests failed: %v", from, r.Failed, r.Sent, r.Errors)
+		}
+	}
+	allReady(t, time.Minute)
+	agree(t)
 }
 
 // nothingTwice waits until what Podman runs on a peer is exactly what the API

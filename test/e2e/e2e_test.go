@@ -13,6 +13,12 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
 	"github.com/rundigitalplatform/rookery/test/lab"
 	"github.com/rundigitalplatform/rookery/test/lab/labtest"
 )
@@ -162,7 +168,18 @@ func allReady(t *testing.T, within time.Duration) {
 // returns waits for their end and reports.
 func startLoad(t *testing.T, host, url string, rate int, length time.Duration) func() report {
 	t.Helper()
-	cmd, err := shared.Command(context.Background(), host, shared.Bin+"/hello", "load", "-rate", fmt.Sprint(rate), "-for", length.String(), url)
+	return startReport(t, host, shared.Bin+"/hello", "load", "-rate", fmt.Sprint(rate), "-for", length.String(), url)
+}
+
+// startLoadIn is startLoad from inside a pod of [loader]; via is a peer that stays.
+func startLoadIn(t *testing.T, via, pod, url string, rate int, length time.Duration) func() report {
+	t.Helper()
+	return startReport(t, via, "rookery", "-n", "hello", "exec", pod, "--", "/hello", "load", "-rate", fmt.Sprint(rate), "-for", length.String(), url)
+}
+
+func startReport(t *testing.T, host string, argv ...string) func() report {
+	t.Helper()
+	cmd, err := shared.Command(context.Background(), host, argv...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,6 +194,55 @@ func startLoad(t *testing.T, host, url string, rate int, length time.Duration) f
 			t.Fatalf("load: %v %s", err, out.String())
 		}
 		return decode(t, out.String())
+	}
+}
+
+// loader starts a pod on a peer that does nothing but [startLoadIn], until the test ends.
+func loader(t *testing.T, peer string) string {
+	t.Helper()
+	client, name := api(t).CoreV1().Pods("hello"), "loader-"+peer
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{
+		NodeName: peer, TerminationGracePeriodSeconds: ptr.To(int64(0)),
+		Containers: []corev1.Container{{Name: "c", Image: "localhost/hello:1", Args: []string{"serve"}}},
+	}}
+	if _, err := client.Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		client.Delete(context.Background(), name, metav1.DeleteOptions{})
+		eventually(t, time.Minute, func() error {
+			if _, err := client.Get(context.Background(), name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+				return fmt.Errorf("%s is still there: %v", name, err)
+			}
+			return nil
+		})
+	})
+	eventually(t, 2*time.Minute, func() error {
+		p, err := client.Get(t.Context(), name, metav1.GetOptions{})
+		if err == nil && p.Status.Phase != corev1.PodRunning {
+			err = fmt.Errorf("%s is %s", name, p.Status.Phase)
+		}
+		return err
+	})
+	return name
+}
+
+// ingress leads every host to the sample until the test ends; it waits until each peer serves it.
+func ingress(t *testing.T) {
+	t.Helper()
+	client := api(t).NetworkingV1().Ingresses("hello")
+	all := &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Name: "all"}, Spec: networkingv1.IngressSpec{DefaultBackend: &networkingv1.IngressBackend{
+		Service: &networkingv1.IngressServiceBackend{Name: "hello", Port: networkingv1.ServiceBackendPort{Name: "http"}},
+	}}}
+	if _, err := client.Create(t.Context(), all, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Delete(context.Background(), all.Name, metav1.DeleteOptions{}) })
+	for _, h := range shared.Peers() {
+		eventually(t, time.Minute, func() error {
+			_, err := shared.Run(t.Context(), lab.Client, shared.Bin+"/hello", "get", "http://"+h.IP+"/")
+			return err
+		})
 	}
 }
 
