@@ -82,6 +82,7 @@ check: deps-go
 	go vet ./...
 	go mod tidy -diff
 	cd test/helm && go mod tidy -diff
+	cd test/bench/coredns && go mod tidy -diff
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 # A finding fails; a database out of reach does not, but nobody shall take that for a pass.
 	@out=$$(go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./... 2>&1); rc=$$?; echo "$$out"; \

@@ -66,7 +66,10 @@ func groups() []group {
 		{"memory", measureMemory},
 		{"idle", measureIdle},
 		{"crd", measureCRD},
-		{"service", measureService},
+		{"network-service", measureService},
+		{"network-overlay", measureOverlay},
+		{"network-dns", measureNames},
+		{"network-rules", measureRules},
 		{"api", measureAPI},
 		{"failover", measureFailover},
 	}
@@ -86,9 +89,12 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "crd-client" {
 		return crdClient(ctx, args[1:])
 	}
+	if len(args) > 0 && args[0] == "dns-client" {
+		return dnsClient(ctx, args[1:])
+	}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	bin := f.String("bin", "bin", "directory of the rookery and lab programs")
-	pattern := f.String("run", ".", "measure the groups that match: start, pods, single, many, memory, idle, crd, service, api, failover")
+	pattern := f.String("run", ".", "measure the groups that match: start, pods, single, many, memory, idle, crd, network-service, network-overlay, network-dns, network-rules, api, failover")
 	if err := f.Parse(args); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 )
@@ -101,30 +102,68 @@ func ask(client *http.Client, url string) (string, error) {
 	return string(m[1]), nil
 }
 
-// pull reads a URL over and over on one connection and prints how fast that went.
+// pulled is what `hello pull` prints. Latencies are in seconds.
+type pulled struct {
+	BytesPerSecond    float64 `json:"bytesPerSecond"`
+	RequestsPerSecond float64 `json:"requestsPerSecond"`
+	Median            float64 `json:"median"`
+	P99               float64 `json:"p99"`
+}
+
+// pull reads a URL over and over and prints how fast that went. Each client has one
+// connection, or a new one for each request.
 func pull(ctx context.Context, args []string, out io.Writer) error {
 	f := flag.NewFlagSet("pull", flag.ContinueOnError)
 	length := f.Duration("for", 3*time.Second, "for how long")
+	clients := f.Int("clients", 1, "how many ask at once")
+	fresh := f.Bool("fresh", false, "with a new connection for each request")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	if f.NArg() != 1 {
-		return errors.New("usage: hello pull [-for D] URL")
+	if f.NArg() != 1 || *clients < 1 {
+		return errors.New("usage: hello pull [-for D] [-clients N] [-fresh] URL")
 	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: *fresh, MaxIdleConnsPerHost: *clients}}
+	var mu sync.Mutex
 	var total int64
+	var took []time.Duration
+	var failed error
+	var all sync.WaitGroup
 	began := time.Now()
-	for time.Since(began) < *length && ctx.Err() == nil {
-		resp, err := http.Get(f.Arg(0))
-		if err != nil {
-			return err
-		}
-		n, err := io.Copy(io.Discard, resp.Body)
-		total += n
-		if err := errors.Join(err, resp.Body.Close()); err != nil {
-			return err
-		}
+	for range *clients {
+		all.Go(func() {
+			for time.Since(began) < *length && ctx.Err() == nil {
+				asked := time.Now()
+				n, err := read(client, f.Arg(0))
+				mu.Lock()
+				total, took, failed = total+n, append(took, time.Since(asked)), errors.Join(failed, err)
+				stop := failed != nil
+				mu.Unlock()
+				if stop {
+					return
+				}
+			}
+		})
 	}
-	return json.NewEncoder(out).Encode(map[string]float64{"bytesPerSecond": float64(total) / time.Since(began).Seconds()})
+	all.Wait()
+	if failed != nil || len(took) == 0 {
+		return errors.Join(failed, ctx.Err())
+	}
+	seconds := time.Since(began).Seconds()
+	slices.Sort(took)
+	return json.NewEncoder(out).Encode(pulled{
+		BytesPerSecond: float64(total) / seconds, RequestsPerSecond: float64(len(took)) / seconds,
+		Median: took[len(took)/2].Seconds(), P99: took[len(took)*99/100].Seconds(),
+	})
+}
+
+func read(client *http.Client, url string) (int64, error) {
+	resp, err := client.Get(url)
+	if err != nil {
+		return 0, err
+	}
+	n, err := io.Copy(io.Discard, resp.Body)
+	return n, errors.Join(err, resp.Body.Close())
 }
 
 // bulk answers with 64 MiB, enough to tell a path's throughput.
