@@ -33,7 +33,7 @@ func (p *peer) announcer(pool []controller.AddressRange) *announce.Announcer {
 			families = append(families, f)
 		}
 	}
-	return announce.New(announce.Config{
+	a := announce.New(announce.Config{
 		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
 		Peers: p.balancing, Changed: p.live.subscribe(), Self: p.id.Name(), Address: p.self().Address, Families: families,
 		Ours: func(a netip.Addr) bool {
@@ -41,6 +41,8 @@ func (p *peer) announcer(pool []controller.AddressRange) *announce.Announcer {
 		},
 		Log: p.log.With("room", "network"),
 	})
+	p.network.announcer.Store(a)
+	return a
 }
 
 // balancing are the peers that live and balance Services: all but witnesses.

@@ -17,7 +17,7 @@ import (
 // TestMetricsAreDocumented: docs/operations.md lists what /metrics has, no more and no less.
 func TestMetricsAreDocumented(t *testing.T) {
 	descs := make(chan *prometheus.Desc, 100)
-	for _, c := range []prometheus.Collector{newPeerMetrics(func() observed { return observed{} }), dnsserver.NewMetrics(), ingress.NewMetrics(), refused.New(refused.Config{}), &policy.Controller{}} {
+	for _, c := range []prometheus.Collector{newPeerMetrics(func() observed { return observed{} }), dnsserver.NewMetrics(), ingress.NewMetrics(), refused.New(refused.Config{}), &policy.Controller{}, newMeteredNetwork(nil)} {
 		c.Describe(descs)
 	}
 	close(descs)

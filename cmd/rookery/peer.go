@@ -53,7 +53,7 @@ type peer struct {
 	engine   *podman.Runtime
 	storage  *storage
 	agent    *node.Agent
-	network  *network.Network
+	network  *meteredNetwork
 	unrouted atomic.Pointer[string] // why packets to other peers do not go as wanted; nil: they do
 	policies *policy.Controller
 	started  time.Time
@@ -322,8 +322,7 @@ func (p *peer) record(ctx context.Context) (cluster.Peer, error) {
 // compose makes what needs this peer's share of the pod network.
 func (p *peer) compose(self cluster.Peer) error {
 	settings := p.id.Settings()
-	var err error
-	p.network, err = network.New(network.Config{
+	packets, err := network.New(network.Config{
 		Admission: admission{p},
 		Address:   p.self().Address, Families: families(settings, self.PodCIDR),
 		Backend: p.registry.Backend(), Key: network.Key(p.id.WireGuardKey()), Port: int(p.cfg.WireGuardPort),
@@ -333,6 +332,8 @@ func (p *peer) compose(self cluster.Peer) error {
 	if err != nil {
 		return err
 	}
+	p.network = newMeteredNetwork(packets)
+	legacyregistry.Registerer().MustRegister(p.network)
 	inf := p.api.Informers()
 	p.policies = policy.New(policy.Config{
 		Policies: inf.Networking().V1().NetworkPolicies(), Pods: inf.Core().V1().Pods(), Namespaces: inf.Core().V1().Namespaces(),

@@ -59,6 +59,9 @@ type Announcer struct {
 	mine  atomic.Pointer[map[netip.Addr]bool]
 }
 
+// Addresses are those that this peer answers for now. It does not block.
+func (a *Announcer) Addresses() []netip.Addr { return slices.Collect(maps.Keys(*a.mine.Load())) }
+
 // New asks for the informers, which somebody else starts, and returns an announcer that
 // does nothing until Run.
 func New(cfg Config) *Announcer {

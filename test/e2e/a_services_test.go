@@ -118,6 +118,13 @@ func TestNetShowsWhereConnectionsGo(t *testing.T) {
 			return nil
 		})
 	}
+	metrics := sh(t, "h1", "rookery get --raw /metrics")
+	for _, want := range []string{`rookery_network_backend{backend="wireguard"} 1`, "rookery_network_pods ", "rookery_network_announced ",
+		`rookery_rules_seconds_count{family="ip",section="services"}`, `rookery_dns_answers_total{client="inside"`} {
+		if !strings.Contains(metrics, "\n"+want) {
+			t.Errorf("/metrics has no %s", want)
+		}
+	}
 	if out := refused(t, "h1", "rookery", "net", "nothing", "-n", "hello"); !strings.Contains(out, `"nothing" not found`) {
 		t.Errorf("a Service that is not there: %s", out)
 	}
