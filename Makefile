@@ -75,6 +75,7 @@ bin/helm3 bin/helm4: bin/helm%: test/helm/go.mod test/helm/go.sum
 lab-test: build bin/helm3 bin/helm4
 	go test -count=1 ./test/image ./test/lab 2>&1 $(REPORT)
 	go test -count=1 -timeout 60m -v ./test/e2e 2>&1 $(REPORT)
+	go test -count=1 -timeout 20m -v ./test/families 2>&1 $(REPORT)
 	go test -count=1 -timeout 40m -v ./test/survive 2>&1 $(REPORT)
 
 check: deps-go

@@ -19,16 +19,8 @@ import (
 func Main(m *testing.M, name string, o lab.Options, prepare func(context.Context, *lab.Lab) error) (code int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	o.Dir, o.Bin = filepath.Join(os.TempDir(), fmt.Sprintf("rookery-%s-%d", name, os.Getpid())), "../../bin"
-	defer func() {
-		if keep := os.Getenv("ROOKERY_KEEP_LAB"); keep != "" && (keep != "failed" || code != 0) {
-			fmt.Println("the lab is kept at", o.Dir)
-			return
-		}
-		if err := lab.Down(context.Background(), o.Dir); err != nil {
-			fmt.Fprintln(os.Stderr, "end lab:", err)
-		}
-	}()
+	o.Dir, o.Bin = directory(name), "../../bin"
+	defer func() { end(o.Dir, code != 0) }()
 	l, err := lab.Up(ctx, o, func(s string) { fmt.Println("lab:", s) })
 	if err == nil {
 		err = prepare(ctx, l)
@@ -42,6 +34,40 @@ func Main(m *testing.M, name string, o lab.Options, prepare func(context.Context
 		lab.TailLogs(os.Stderr, o.Dir)
 	}
 	return code
+}
+
+// Start makes a lab for one test, which ends it; else as [Main].
+func Start(t *testing.T, name string, o lab.Options) *lab.Lab {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	o.Dir, o.Bin = directory(name), "../../bin"
+	t.Cleanup(func() {
+		if t.Failed() {
+			lab.TailLogs(os.Stderr, o.Dir)
+		}
+		end(o.Dir, t.Failed())
+	})
+	l, err := lab.Up(ctx, o, func(s string) { t.Log("lab:", s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func directory(name string) string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("rookery-%s-%d", name, os.Getpid()))
+}
+
+// end ends a lab, unless it is to be kept.
+func end(dir string, failed bool) {
+	if keep := os.Getenv("ROOKERY_KEEP_LAB"); keep != "" && (keep != "failed" || failed) {
+		fmt.Println("the lab is kept at", dir)
+		return
+	}
+	if err := lab.Down(context.Background(), dir); err != nil {
+		fmt.Fprintln(os.Stderr, "end lab:", err)
+	}
 }
 
 // Eventually polls what until it returns nil, and returns how long that took; the last
