@@ -63,17 +63,22 @@ func (w world) shows(host, line string, want ...string) {
 }
 
 type pod struct {
-	Metadata struct{ Name string }
-	Spec     struct{ NodeName string }
-	Status   struct{ PodIPs, HostIPs []struct{ IP string } }
+	Metadata struct {
+		Name              string
+		DeletionTimestamp *string
+	}
+	Spec   struct{ NodeName string }
+	Status struct{ PodIPs, HostIPs []struct{ IP string } }
 }
 
+// pods are the sample's three, on at least two peers; without those that are to end.
 func (w world) pods() []pod {
 	w.t.Helper()
 	var list struct{ Items []pod }
 	if err := json.Unmarshal([]byte(w.sh("h1", "rookery -n hello get pods -l app=hello -o json")), &list); err != nil {
 		w.t.Fatal(err)
 	}
+	list.Items = slices.DeleteFunc(list.Items, func(p pod) bool { return p.Metadata.DeletionTimestamp != nil })
 	peers := map[string]bool{}
 	for _, p := range list.Items {
 		peers[p.Spec.NodeName] = true
@@ -212,7 +217,7 @@ func TestIPv6Only(t *testing.T) {
 	}
 	w.shows("h2", "rookery status", "fd77::1", "fd77::3", "fd42:", "Nothing is wrong.")
 	w.shows("h2", "rookery token create", "rookery up --join fd77::2 --token rk1.")
-	w.shows("h2", "rookery kubeconfig", "server: https://[fd77::2]:6443")
+	w.shows("h2", "rookery kubeconfig", "https://[fd77::2]:6443")
 	w.shows("client", "rookery get endpointslices", "kubernetes-ipv6")
 	p := w.pods()[0]
 	if ips := p.Status.PodIPs; len(ips) != 1 || !strings.HasPrefix(ips[0].IP, "fd42:") || len(p.Status.HostIPs) != 1 || !slices.Contains(peers, p.Status.HostIPs[0].IP) {
