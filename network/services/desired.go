@@ -19,6 +19,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/nft"
@@ -63,7 +64,8 @@ func desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointS
 // computer computes tables of one family, and remembers what a Service came to as long as nothing that
 // it was computed from has changed. The zero value is ready.
 type computer struct {
-	known map[string]part // by namespace/name
+	known map[types.NamespacedName]part
+	last  nft.State
 }
 
 // part is what one Service adds to the table, and what that was computed from.
@@ -91,18 +93,15 @@ func (p part) still(svc *corev1.Service, of []*discoveryv1.EndpointSlice, split 
 }
 
 func (c *computer) desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
-	t := newTable(base(self))
-	bySvc := make(map[string][]*discoveryv1.EndpointSlice, len(services))
+	t := newTable(roomFor(c.last, base(self)))
+	bySvc := make(map[types.NamespacedName][]*discoveryv1.EndpointSlice, len(services))
 	for _, s := range endpointSlices {
-		key := s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
+		key := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
 		bySvc[key] = append(bySvc[key], s)
 	}
-	known := make(map[string]part, len(services))
+	known := make(map[types.NamespacedName]part, len(services))
 	for _, svc := range services {
-		if svc.Spec.Type == corev1.ServiceTypeExternalName || len(self.clusterIPs(svc)) == 0 {
-			continue
-		}
-		key := svc.Namespace + "/" + svc.Name
+		key := types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
 		of := bySvc[key]
 		var groups *Split
 		if split != nil {
@@ -110,13 +109,28 @@ func (c *computer) desired(services []*corev1.Service, endpointSlices []*discove
 		}
 		p, ok := c.known[key]
 		if !ok || !p.still(svc, of, groups, alive, self) {
+			if svc.Spec.Type == corev1.ServiceTypeExternalName || len(self.clusterIPs(svc)) == 0 {
+				continue
+			}
 			p = compute(svc, of, groups, alive, self)
 		}
 		known[key] = p
 		t.add(p.table)
 	}
-	c.known = known
+	c.known, c.last = known, t.rules
 	return t
+}
+
+// roomFor is s with room for as much as there was last time: of thousands of Services, half
+// of the time would go into maps that grow.
+func roomFor(last, s nft.State) nft.State {
+	out := nft.State{Chains: make(map[string]nft.Chain, len(last.Chains)), Sets: make(map[string]nft.Set, len(last.Sets))}
+	maps.Copy(out.Chains, s.Chains)
+	for name, set := range s.Sets {
+		set.Elements = make(map[string]string, len(last.Sets[name].Elements))
+		out.Sets[name] = set
+	}
+	return out
 }
 
 func newTable(rules nft.State) table {
