@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 
@@ -10,7 +11,7 @@ import (
 
 // A LoadBalancer's addresses answer on the LAN, each at one peer, and move with their cables.
 func TestAddressesOnTheLAN(t *testing.T) {
-	l := newLab(t, 3, "vxlan")
+	l := newLabOf(t, 3, "vxlan", "46")
 	h1, h2, outside := l.hosts[0], l.hosts[1], l.hosts[2]
 	h1.up()
 	h2.up()
@@ -19,10 +20,13 @@ func TestAddressesOnTheLAN(t *testing.T) {
 	services, slices := hello(a, c)
 	services[0].Spec.Type = corev1.ServiceTypeLoadBalancer
 	var ips []string
-	for i := range 8 {
-		ips = append(ips, fmt.Sprintf("192.168.77.%d", 240+i))
-		services[0].Status.LoadBalancer.Ingress = append(services[0].Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ips[i]})
+	for i := range 6 {
+		ips = append(ips, fmt.Sprintf("192.168.77.%d", 240+i), fmt.Sprintf("fd77::f%d", i))
 	}
+	for _, ip := range ips {
+		services[0].Status.LoadBalancer.Ingress = append(services[0].Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
+	}
+	port := func(ip string, port int) string { return net.JoinHostPort(ip, fmt.Sprint(port)) }
 	l.put(services, slices)
 	// at is where the machine outside believes an address to be.
 	at := func(ip string) string {
@@ -36,20 +40,38 @@ func TestAddressesOnTheLAN(t *testing.T) {
 		return neigh
 	}
 	answers := func(ip string, pods ...string) func() string {
-		return func() string { return want(outside.dial("tcp4", ip+":80", 20), pods...) }
+		return func() string { return want(outside.dial("tcp", port(ip, 80), 20), pods...) }
 	}
 	owners := map[string]string{}
 	for _, ip := range ips {
 		eventually(t, patience, answers(ip, "a", "c"))
 		owners[ip] = at(ip)
 	}
-	if seen := fmt.Sprint(owners); !strings.Contains(seen, "h1") || !strings.Contains(seen, "h2") {
-		t.Errorf("the addresses are not spread: %v", owners)
+	for i := range 2 { // of each family
+		spread := map[string]bool{}
+		for j := i; j < len(ips); j += 2 {
+			spread[owners[ips[j]]] = true
+		}
+		if !spread["h1"] || !spread["h2"] {
+			t.Errorf("the addresses are not spread: %v", owners)
+		}
 	}
 	// Inside they answer as well, and what is no port of the Service is refused, not sent on.
-	eventually(t, patience, func() string { return want(a.dial("tcp4", ips[0]+":80", 20), "a", "c") })
-	only(t, outside.dial("tcp4", ips[0]+":81", 1), refused)
-	only(t, h1.dial("tcp4", ips[0]+":81", 1), refused)
+	for _, ip := range ips[:2] {
+		eventually(t, patience, func() string { return want(a.dial("tcp", port(ip, 80), 20), "a", "c") })
+		only(t, outside.dial("tcp", port(ip, 81), 1), refused)
+		only(t, h1.dial("tcp", port(ip, 81), 1), refused)
+	}
+	// So do the Service's own addresses, and the machines' for its NodePort, in both families.
+	for _, ip := range services[0].Spec.ClusterIPs {
+		eventually(t, patience, func() string { return want(a.dial("tcp", port(ip, 80), 20), "a", "c") })
+		eventually(t, patience, func() string { return want(h1.dial("udp", port(ip, 53), 20), "a", "c") })
+	}
+	for _, m := range []*machine{h1, h2} {
+		for _, ip := range []string{m.addr.String(), m.other.String()} {
+			eventually(t, patience, func() string { return want(outside.dial("tcp", port(ip, 30080), 20), "a", "c") })
+		}
+	}
 
 	t.Run("a peer dies", func(t *testing.T) {
 		l.ip("-n", l.name+"-lan", "link", "set", "l1", "down")
@@ -89,8 +111,8 @@ func TestAddressesOnTheLAN(t *testing.T) {
 				return ""
 			})
 			eventually(t, patience, func() string {
-				got := outside.dial("tcp4", ip+":80", 1)
-				if got["c "+outside.addr.String()] != 1 {
+				got := outside.dial("tcp", port(ip, 80), 1)
+				if got["c "+outside.at(ip)] != 1 {
 					return fmt.Sprint(got)
 				}
 				return ""
@@ -102,7 +124,7 @@ func TestAddressesOnTheLAN(t *testing.T) {
 		l.put(services, slices)
 		eventually(t, patience, func() string {
 			outside.run("ip", "neigh", "flush", "dev", "eth0")
-			return part(fmt.Sprint(outside.dial("tcp4", ips[0]+":80", 1)), "error: ") // nobody answers
+			return part(fmt.Sprint(outside.dial("tcp", port(ips[0], 80), 1), outside.dial("tcp", port(ips[1], 80), 1)), "error: ") // nobody answers
 		})
 	})
 }

@@ -15,7 +15,6 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/conntrack"
-	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
@@ -69,7 +68,7 @@ const vxlanProbePort = 4789
 
 func checkNFT(ctx context.Context, family knftables.Family) Feature {
 	f := Feature{Name: "nf_tables " + string(family), Required: true}
-	kernel, err := newNFT(family)
+	table, err := openTable(family, slog.New(slog.DiscardHandler))
 	if err == nil {
 		// The rules of a peer without pods use nearly everything there is to use.
 		ranges := Family{
@@ -80,7 +79,7 @@ func checkNFT(ctx context.Context, family knftables.Family) Feature {
 				PodCIDR: netip.MustParsePrefix("fd42::/64"), ClusterCIDR: netip.MustParsePrefix("fd42::/56"), ServiceCIDR: netip.MustParsePrefix("fd43::/112"),
 			}
 		}
-		err = nft.New(kernel, slog.New(slog.DiscardHandler)).Set(ctx, podsSection, podRules(ranges, nil, nil))
+		err = table.Set(ctx, podsSection, podRules(ranges, nil, nil))
 	}
 	if err != nil {
 		fib := "nft_fib_ipv4"

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
-	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/overlay"
 )
 
@@ -45,10 +44,10 @@ func (n *Network) Clean(ctx context.Context) error {
 		}
 	}
 	for _, family := range []knftables.Family{knftables.IPv4Family, knftables.IPv6Family} {
-		kernel, err := newNFT(family)
+		table, err := openTable(family, n.log)
 		switch {
 		case err == nil:
-			errs = append(errs, nft.New(kernel, n.log).Delete(ctx))
+			errs = append(errs, table.Delete(ctx))
 		case n.cfg.family(family): // else a kernel that lacks the family has nothing of it to clean
 			errs = append(errs, err)
 		}

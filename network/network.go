@@ -290,12 +290,12 @@ func (n *Network) wait(ctx context.Context) error {
 // tableName is our table, one of each family; nothing outside is ever touched.
 const tableName = "rookery"
 
-func newNFT(family knftables.Family) (knftables.Interface, error) {
-	i, err := knftables.New(family, tableName)
+func openTable(family knftables.Family, log *slog.Logger, sections ...string) (*nft.Table, error) {
+	t, err := nft.Open(family, tableName, log, sections...)
 	if err != nil {
 		return nil, fmt.Errorf("use nftables: %w; install the package nftables, and run as root on a kernel with nf_tables", err)
 	}
-	return i, nil
+	return t, nil
 }
 
 func (n *Network) ipamPath() string { return filepath.Join(n.cfg.Dir, "ipam.json") }

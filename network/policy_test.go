@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,9 @@ func (l *policed) run(m *machine, namespace, name string) *pod {
 	l.publish()
 	p := m.pod(name)
 	with := o.DeepCopy()
-	with.Status.PodIPs = []corev1.PodIP{{IP: p.addr}}
+	for _, addr := range p.addrs {
+		with.Status.PodIPs = append(with.Status.PodIPs, corev1.PodIP{IP: addr})
+	}
 	l.objs.Pods[len(l.objs.Pods)-1] = with
 	l.publish()
 	return p
@@ -275,6 +278,49 @@ func TestPolicies(t *testing.T) {
 			return ""
 		})
 	})
+}
+
+// Policies hold for both addresses of a pod, address blocks each for those of their family,
+// and what is refused is noted.
+func TestPoliciesOfBothFamilies(t *testing.T) {
+	l := &policed{lab: newLabOf(t, 2, "vxlan", "46"), t: t}
+	h1, h2 := l.hosts[0], l.hosts[1]
+	l.objs.Namespaces = append(l.objs.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"name": "shop"}}})
+	h1.up()
+	h2.up()
+	l.peers()
+	server, near, far := l.run(h1, "shop", "server"), l.run(h1, "shop", "near"), l.run(h2, "shop", "far")
+	dial := func(from *pod, addr string) func() map[string]int {
+		return func() map[string]int { return from.dial("tcp", net.JoinHostPort(addr, "8080"), 1) }
+	}
+	for _, addr := range server.addrs {
+		soon(t, "before", dial(far, addr), "server "+source(far, addr))
+	}
+	l.policies(policyOf("shop", "deny", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress, Egress]}"),
+		policyOf("shop", "near", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: near}}}], ports: [{port: web}]}]}"))
+	for i, addr := range server.addrs {
+		soon(t, "not allowed", dial(far, addr), refused)
+		soon(t, "allowed", dial(near, addr), "server "+source(near, addr))
+		soon(t, "its egress", dial(server, far.addrs[i]), refused)
+		family := []string{"ip", "ip6"}[i]
+		for set, want := range map[string]string{"refused-ingress": far.addrs[i] + " . " + addr, "refused-egress": addr + " . " + far.addrs[i]} {
+			if noted := h1.run("nft", "list", "set", family, "rookery", set); !strings.Contains(noted, want) {
+				t.Errorf("%s has not %s: %s", set, want, noted)
+			}
+		}
+	}
+	l.policies(policyOf("shop", "block", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{ipBlock: {cidr: 'fd42:0:0:2::/64'}}]}]}"))
+	soon(t, "a block of IPv6, by IPv4", dial(far, server.addrs[0]), refused)
+	soon(t, "a block of IPv6", dial(far, server.addrs[1]), "server "+far.addrs[1])
+	soon(t, "who is not in the block", dial(near, server.addrs[1]), refused)
+}
+
+// source is the pod's address of the family of to.
+func source(p *pod, to string) string {
+	if strings.Contains(to, ":") {
+		return p.addrs[1]
+	}
+	return p.addrs[0]
 }
 
 func containsAny(s string, parts ...string) bool {

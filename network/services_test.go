@@ -15,7 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-const clusterIP = "10.43.0.80"
+const clusterIP, clusterIP6 = "10.43.0.80", "fd43::80"
 
 // hello is a Service on 80 (TCP, node port 30080) and 53 (UDP), with these pods ready.
 func hello(pods ...*pod) ([]*corev1.Service, []*discoveryv1.EndpointSlice) {
@@ -24,9 +24,19 @@ func hello(pods ...*pod) ([]*corev1.Service, []*discoveryv1.EndpointSlice) {
 		{Name: "http", Port: 80, NodePort: 30080, Protocol: corev1.ProtocolTCP},
 		{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP},
 	}}
+	slices := []*discoveryv1.EndpointSlice{sliceOf(discoveryv1.AddressTypeIPv4, pods)}
+	if len(pods) > 0 && len(pods[0].addrs) > 1 {
+		svc.Spec.ClusterIPs = []string{clusterIP, clusterIP6}
+		slices = append(slices, sliceOf(discoveryv1.AddressTypeIPv6, pods))
+	}
+	return []*corev1.Service{svc}, slices
+}
+
+// sliceOf has the addresses of the pods that are of the family.
+func sliceOf(family discoveryv1.AddressType, pods []*pod) *discoveryv1.EndpointSlice {
 	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "test", Name: "hello-1", Labels: map[string]string{discoveryv1.LabelServiceName: "hello"}},
-		AddressType: discoveryv1.AddressTypeIPv4,
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "test", Name: "hello-" + strings.ToLower(string(family)), Labels: map[string]string{discoveryv1.LabelServiceName: "hello"}},
+		AddressType: family,
 	}
 	for _, p := range []struct {
 		name  string
@@ -37,11 +47,15 @@ func hello(pods ...*pod) ([]*corev1.Service, []*discoveryv1.EndpointSlice) {
 	}
 	for _, p := range pods {
 		yes := true
-		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{p.addr}, NodeName: &p.m.name, Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes},
-		})
+		for _, addr := range p.addrs {
+			if strings.Contains(addr, ":") == (family == discoveryv1.AddressTypeIPv6) {
+				slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+					Addresses: []string{addr}, NodeName: &p.m.name, Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes},
+				})
+			}
+		}
 	}
-	return []*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice}
+	return slice
 }
 
 func TestServiceAcrossPeers(t *testing.T) {

@@ -63,11 +63,11 @@ func (n *Network) setup(ctx context.Context) error {
 	}
 	n.tables = map[knftables.Family]*nft.Table{}
 	for _, f := range n.cfg.Families {
-		kernel, err := newNFT(f.Table())
+		table, err := openTable(f.Table(), n.log, podsSection, ServicesSection, PoliciesSection)
 		if err != nil {
 			return err
 		}
-		n.tables[f.Table()] = nft.New(kernel, n.log, podsSection, ServicesSection, PoliciesSection)
+		n.tables[f.Table()] = table
 	}
 	if err := n.syncPods(ctx); err != nil {
 		return err
