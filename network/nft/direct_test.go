@@ -100,7 +100,7 @@ func TestDirectIsWhatTheProgramWrites(t *testing.T) {
 			if got := set(direct, state(false)); sorted(got) != sorted(before) {
 				t.Errorf("back again:\n%s\nwant:\n%s", got, before)
 			}
-			if said := log.String(); strings.Contains(said, "nftables written") || strings.Contains(said, "did not take") {
+			if said := log.String(); strings.Contains(said, "operations=") || strings.Contains(said, "did not take") {
 				t.Errorf("the program was needed: %s", said)
 			}
 		})

@@ -134,6 +134,9 @@ func (t *Table) writeDirect(have, want State) (stale []string, done bool) {
 		t.log.Debug("the kernel did not take a change, trying it by the nft program", "error", err)
 		return nil, false
 	}
+	if steps := b.messages - 1; steps > 0 { // without those that begin and end it
+		t.log.Debug("nftables written", "messages", steps-1)
+	}
 	return stale, true
 }
 
