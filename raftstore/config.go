@@ -67,7 +67,8 @@ type Config struct {
 
 	// LeaderLease is how long a leader stays one without hearing from a
 	// majority. At most HeartbeatTimeout, which is the default: a leader that is cut
-	// off has stepped down before another is elected.
+	// off steps down at about the time when another is elected. What it acknowledges
+	// and what a Sync says does not depend on it.
 	LeaderLease time.Duration
 
 	// LeaderlessGrace is how long a write waits for a leader to appear. When
@@ -129,6 +130,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("raftstore config: Subscribe without Alive")
 	case c.HeartbeatTimeout > restTimeout && c.Subscribe != nil:
 		return c, fmt.Errorf("raftstore config: HeartbeatTimeout %s is more than the %s at rest", c.HeartbeatTimeout, restTimeout)
+	case c.LeaderLease < restTimeout/4 && c.Subscribe != nil: // heartbeats come every tenth to fifth of it
+		return c, fmt.Errorf("raftstore config: LeaderLease %s is too short for the heartbeats at rest; give it at least %s", c.LeaderLease, restTimeout/4)
 	case c.LeaderLease > c.HeartbeatTimeout:
 		return c, fmt.Errorf("raftstore config: LeaderLease %s is more than HeartbeatTimeout %s", c.LeaderLease, c.HeartbeatTimeout)
 	case c.RequestTimeout > requestTimeout:

@@ -43,7 +43,6 @@ func (w *word) say(peer string, alive bool) {
 }
 
 func (w *word) tune(c *raftstore.Config) {
-	c.HeartbeatTimeout = 400 * time.Millisecond
 	c.Alive, c.Subscribe = w.alive, w.subscribe
 }
 
@@ -68,7 +67,7 @@ func TestTimeoutsAreShortWithoutLeader(t *testing.T) {
 	w.say(old.Name, false)
 	for _, p := range c.Peers() {
 		rafttest.Eventually(t, p.Name+" looks for a leader", func() bool {
-			return heartbeatTimeout(p) == 400*time.Millisecond || p.Status().Leader != old.Name
+			return heartbeatTimeout(p) == 800*time.Millisecond || p.Status().Leader != old.Name
 		})
 	}
 	if _, err := write(c.Leader(), "k", "x"); err != nil {
