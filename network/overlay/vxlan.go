@@ -36,7 +36,7 @@ func (v *vxlan) up() (netlink.Link, error) {
 		if ok && have.VxlanId == vxlanID && have.Port == vxlanPort && have.SrcAddr.Equal(want.SrcAddr) &&
 			bytes.Equal(have.HardwareAddr, want.HardwareAddr) {
 			v.link = link
-			return link, errors.Join(sysctl.Device(VXLANDevice, v.cfg.ipv6()), netlink.LinkSetMTU(link, v.cfg.MTU), netlink.LinkSetUp(link))
+			return link, errors.Join(netlink.LinkSetMTU(link, v.cfg.MTU), sysctl.Device(VXLANDevice, v.cfg.ipv6()), netlink.LinkSetUp(link))
 		}
 		if err := netlink.LinkDel(link); err != nil { // this machine's address has changed
 			return nil, fmt.Errorf("replace device %s: %w", VXLANDevice, err)
@@ -47,9 +47,10 @@ func (v *vxlan) up() (netlink.Link, error) {
 	if err := netlink.LinkAdd(want); err != nil {
 		return nil, fmt.Errorf("create device %s: %w; does the kernel have vxlan?", VXLANDevice, err)
 	}
-	if v.link, err = netlink.LinkByName(VXLANDevice); err != nil {
+	if link, err = netlink.LinkByName(VXLANDevice); err != nil {
 		return nil, fmt.Errorf("find device %s: %w", VXLANDevice, err)
 	}
+	v.link = link
 	if err := sysctl.Device(VXLANDevice, v.cfg.ipv6()); err != nil {
 		return nil, err
 	}
