@@ -21,7 +21,9 @@ const minIPv6MTU = 1280
 // use. Peers that have changed hear those that have not, for half a minute, but not the
 // other way round, so the interruption lasts until the slower of two has changed. Pods
 // keep their devices; what they send that is too large now is answered as path MTU
-// discovery wants it (RFC 1191). On an error the old backend stays. It waits for Ready.
+// discovery wants it (RFC 1191). On an error the old backend stays. That the new one cannot
+// reach a peer in an IP family for want of an address ([overlay.OnlyNoAddress]) is none: the next
+// SetPeers tells it. It waits for Ready.
 func (n *Network) Use(ctx context.Context, kind string) error {
 	if err := n.wait(ctx); err != nil {
 		return err
@@ -39,7 +41,7 @@ func (n *Network) Use(ctx context.Context, kind string) error {
 	if err != nil {
 		return fmt.Errorf("change to network backend %s: %w", kind, err)
 	}
-	if err := next.SetPeers(n.peers); err != nil {
+	if err := n.tolerant(next.SetPeers(n.peers)); err != nil {
 		return errors.Join(fmt.Errorf("change to network backend %s: %w", kind, err), next.Remove(), n.overlay.Restore())
 	}
 	n.log.Info("the network backend has changed", "from", n.backend, "to", kind, "mtu", mtu)
@@ -60,8 +62,9 @@ func (n *Network) Backend() string {
 }
 
 // SetAddress follows this machine to another address on the network between the
-// machines, which it has already; nothing happens if it is the one in use. On an error it
-// is as before, or tried again by the next call. It waits for Ready.
+// machines, which it has already; nothing happens if it is the one in use. Peers that
+// cannot be written for the new one do not undo it: the next SetPeers tries them again. On
+// another error it is as before, or tried again by the next call. It waits for Ready.
 func (n *Network) SetAddress(ctx context.Context, address netip.Addr) error {
 	if err := n.wait(ctx); err != nil {
 		return err
@@ -81,6 +84,21 @@ func (n *Network) SetAddress(ctx context.Context, address netip.Addr) error {
 	n.log.Info("this machine has another address", "was", n.address, "is", address, "mtu", mtu)
 	n.address = address
 	n.mtu.Store(int32(mtu))
+	if len(n.peers) == 0 { // perhaps not known yet: what an earlier run left stays
+		return nil
+	}
+	if err := n.tolerant(n.overlay.SetPeers(n.peers)); err != nil {
+		return fmt.Errorf("follow this machine to its new address: %w", err)
+	}
+	return nil
+}
+
+// tolerant is err without what stays so until a machine has another address.
+func (n *Network) tolerant(err error) error {
+	if !overlay.OnlyNoAddress(err) {
+		return err
+	}
+	n.log.Warn("not every peer is reached in each IP family", "error", err)
 	return nil
 }
 
@@ -126,7 +144,7 @@ func (n *Network) retire() error {
 }
 
 // SetPeers makes the other peers of the cluster reachable, and only them. It is
-// idempotent and writes only what changed. It waits for Ready.
+// idempotent and writes only what changed; for some errors see [overlay.OnlyNoAddress]. It waits for Ready.
 func (n *Network) SetPeers(ctx context.Context, peers []Peer) error {
 	if err := n.wait(ctx); err != nil {
 		return err

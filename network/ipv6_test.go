@@ -150,13 +150,19 @@ func TestDirectWithoutTheOtherAddress(t *testing.T) {
 	h1, h2 := l.hosts[0], l.hosts[1]
 	h1.up()
 	h2.up()
-	h2.other = netip.Addr{}
+	h1.ask(request{Verb: "peers", Peers: []network.Peer{h2.peer(true)}})
+	h2.other = netip.Addr{} // it has lost it
 	_, err := h1.try(request{Verb: "peers", Peers: []network.Peer{h2.peer(true)}})
 	if err == nil || !strings.Contains(err.Error(), "the machine h2 has no IPv6 address beside 192.168.77.2") {
 		t.Errorf("it is not said: %v", err)
 	}
 	h2.ask(request{Verb: "peers", Peers: []network.Peer{h1.peer(true)}})
 	a, b := h1.pod("a"), h2.pod("b")
+	only(t, a.dial("tcp", on(b.addrs[0], 8080), 1), "b "+a.addrs[0])
+	only(t, a.dial("tcp", on(b.addrs[1], 8080), 1), "error: "+unreachable(b.addrs[1]))
+	// It is no reason to stay with another backend.
+	h1.ask(request{Verb: "use", Backend: "vxlan"})
+	h1.ask(request{Verb: "use", Backend: "direct"})
 	only(t, a.dial("tcp", on(b.addrs[0], 8080), 1), "b "+a.addrs[0])
 	only(t, a.dial("tcp", on(b.addrs[1], 8080), 1), "error: "+unreachable(b.addrs[1]))
 	// Who is gone leaves nothing, though it was never there as a whole.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/network/overlay"
 	"github.com/rundigitalplatform/rookery/raftstore"
 )
 
@@ -30,15 +31,25 @@ func (p *peer) runRoutes(ctx context.Context) error {
 		group.Go(func() error { return p.wakeFor(ctx, cluster.BackendKey, records) })
 		watching <- group.Wait()
 	}()
+	said := "" // of what stays so until a record changes
 	for {
 		var again <-chan time.Time
-		if err := p.setRoutes(ctx); err != nil && ctx.Err() == nil {
-			p.log.Error("routes to the other peers are not as wanted, trying again", "err", err, "in", routesAgain)
-			again = time.After(routesAgain)
-			why := err.Error()
+		err, why := p.setRoutes(ctx), ""
+		if err != nil && ctx.Err() == nil {
+			why = err.Error()
 			p.unrouted.Store(&why)
 		} else {
 			p.unrouted.Store(nil)
+		}
+		switch {
+		case why == "":
+			said = ""
+		case !overlay.OnlyNoAddress(err):
+			p.log.Error("routes to the other peers are not as wanted, trying again", "err", err, "in", routesAgain)
+			again = time.After(routesAgain)
+		case why != said:
+			said = why
+			p.log.Warn("there are no routes to some pods of other peers", "err", err)
 		}
 		select {
 		case <-ctx.Done():

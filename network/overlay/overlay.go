@@ -113,7 +113,8 @@ type Overlay struct {
 // known is a peer as it was last written, perhaps in part.
 type known struct {
 	Peer
-	whole bool
+	added bool // the backend has it at this endpoint
+	whole bool // and so have the routes
 }
 
 // ValidKind says what is wrong with the name of a backend.
@@ -167,7 +168,7 @@ func Open(kind string, cfg Config) (*Overlay, error) {
 // SetPeers makes peers (this one not among them) the ones that are reachable.
 // It is idempotent, and only what changed since the last call is written. A peer
 // that cannot be written does not keep the others from it; it is tried again by
-// the next call.
+// the next call, which is of no use for one that lacks an address ([OnlyNoAddress]).
 func (o *Overlay) SetPeers(peers []Peer) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -208,7 +209,7 @@ func (o *Overlay) set(p Peer) error {
 	if seen && old.whole && old.equal(p) {
 		return nil
 	}
-	if !seen || old.Endpoint != p.Endpoint {
+	if !old.added || old.Endpoint != p.Endpoint {
 		var prev *Peer
 		if seen {
 			prev = &old.Peer
@@ -218,7 +219,7 @@ func (o *Overlay) set(p Peer) error {
 		}
 	}
 	err := o.reroute(p)
-	o.peers[p.Name] = known{p, err == nil}
+	o.peers[p.Name] = known{p, true, err == nil}
 	return err
 }
 
@@ -234,8 +235,8 @@ func (o *Overlay) reroute(p Peer) error {
 			continue
 		}
 		r, err := o.b.route(p, cidr)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("route %s: %w", cidr, err))
+		if err != nil { // what was written before leads where the peer is no more
+			errs = append(errs, fmt.Errorf("route %s: %w", cidr, err), o.unrouteTo(cidr))
 			continue
 		}
 		r.Dst, r.Src, r.Protocol = ipNet(cidr), own.AsSlice(), PeerRoutes
@@ -246,8 +247,8 @@ func (o *Overlay) reroute(p Peer) error {
 	return errors.Join(errs...)
 }
 
-// Move follows this machine to another address on the network between the machines: what
-// is made for the old one is made anew.
+// Move follows this machine to another address on the network between the machines. What
+// was made for the old one is made anew by the next [Overlay.SetPeers].
 func (o *Overlay) Move(address netip.Addr, mtu int) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -255,15 +256,10 @@ func (o *Overlay) Move(address netip.Addr, mtu int) error {
 		return fmt.Errorf("move to %s: %w", address, err)
 	}
 	o.cfg.Address, o.cfg.MTU = address, mtu
-	peers := o.peers
-	o.peers = map[string]known{}
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(peers)) {
-		if err := o.set(peers[name].Peer); err != nil {
-			errs = append(errs, fmt.Errorf("set peer %s: %w", name, err))
-		}
+	for name, p := range o.peers {
+		o.peers[name] = known{Peer: p.Peer}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // Restore writes the routes to all peers again, after another overlay has taken them.

@@ -67,16 +67,20 @@ func Routes(mark netlink.RouteProtocol) ([]netlink.Route, error) {
 func (o *Overlay) unroute(p Peer) error {
 	var errs []error
 	for _, cidr := range p.PodCIDRs {
-		if !o.cfg.own(cidr).IsValid() {
-			continue
-		}
-		// Scope "nowhere" matches a route of any scope, which differs between the backends.
-		err := netlink.RouteDel(&netlink.Route{Dst: ipNet(cidr), Scope: netlink.SCOPE_NOWHERE, Protocol: PeerRoutes, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("remove route %s: %w", cidr, err))
+		if o.cfg.own(cidr).IsValid() {
+			errs = append(errs, o.unrouteTo(cidr))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (o *Overlay) unrouteTo(cidr netip.Prefix) error {
+	// Scope "nowhere" matches a route of any scope, which differs between the backends.
+	err := netlink.RouteDel(&netlink.Route{Dst: ipNet(cidr), Scope: netlink.SCOPE_NOWHERE, Protocol: PeerRoutes, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("remove route %s: %w", cidr, err)
+	}
+	return nil
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
