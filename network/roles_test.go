@@ -332,7 +332,7 @@ func (h *host) start(ctx context.Context, r request) error {
 		Network: h.net, Section: network.PoliciesSection, Families: isolated(r.Node, cfg.Families), Log: cfg.Log,
 	})
 	h.announcer = announce.New(announce.Config{
-		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Self: r.Node, Address: cfg.Address, Changed: h.moved, Log: cfg.Log,
+		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Self: r.Node, Address: func() netip.Addr { return cfg.Address }, Changed: h.moved, Log: cfg.Log,
 		Families: []knftables.Family{knftables.IPv4Family, knftables.IPv6Family},
 		Ours: func(a netip.Addr) bool {
 			return netip.MustParsePrefix("192.168.77.240/28").Contains(a) || netip.MustParsePrefix("fd77::f0/124").Contains(a)

@@ -35,7 +35,7 @@ func (p *peer) announcer(pool []controller.AddressRange) *announce.Announcer {
 	}
 	a := announce.New(announce.Config{
 		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
-		Peers: p.balancing, Changed: p.live.subscribe(), Self: p.id.Name(), Address: p.self().Address, Families: families,
+		Peers: p.balancing, Changed: p.live.subscribe(), Self: p.id.Name(), Address: func() netip.Addr { return p.self().Address }, Families: families,
 		Ours: func(a netip.Addr) bool {
 			return slices.ContainsFunc(pool, func(r controller.AddressRange) bool { return r.Contains(a) })
 		},

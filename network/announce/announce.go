@@ -46,9 +46,11 @@ type Config struct {
 	// Families are those of the addresses that the cluster gives out.
 	Families []knftables.Family
 	// Ours tells whether an address is one that the cluster gives out.
-	Ours    func(netip.Addr) bool
-	Self    string     // this peer's name
-	Address netip.Addr // this peer's, on the device to answer on
+	Ours func(netip.Addr) bool
+	Self string // this peer's name
+	// Address is this peer's, on the device to answer on. It must not block. It is asked
+	// again whenever Changed has a value.
+	Address func() netip.Addr
 	Log     *slog.Logger
 }
 
@@ -154,6 +156,9 @@ func (a *Announcer) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := a.serve(ctx)
+		if errors.Is(err, errMoved) {
+			continue
+		}
 		if err == nil || ctx.Err() != nil {
 			break
 		}
@@ -170,9 +175,11 @@ func (a *Announcer) Run(ctx context.Context) error {
 	return nil
 }
 
-// serve answers on the device that has this peer's address, as long as that works.
+// serve answers on the device that has this peer's address, as long as that works and it
+// has that address.
 func (a *Announcer) serve(ctx context.Context) error {
-	link, err := overlay.LinkOf(a.cfg.Address)
+	address := a.cfg.Address()
+	link, err := overlay.LinkOf(address)
 	if err != nil {
 		return err
 	}
@@ -189,7 +196,7 @@ func (a *Announcer) serve(ctx context.Context) error {
 		go func() { ended <- s.answer(func(addr netip.Addr) bool { return (*a.mine.Load())[addr] }) }()
 	}
 	left := len(sockets)
-	if err = a.loop(ctx, sockets, ended); err != nil {
+	if err = a.loop(ctx, address, sockets, ended); err != nil && err != errMoved {
 		left-- // whose error that is
 	}
 	if cerr := sockets.close(); cerr != nil {
@@ -208,9 +215,9 @@ func (a *Announcer) kick() {
 	}
 }
 
-// loop keeps what is answered for current until ctx ends or a responder has ended, whose
-// error it returns.
-func (a *Announcer) loop(ctx context.Context, sockets responders, ended <-chan error) error {
+// loop keeps what is answered for current until ctx ends, this peer's address is another one
+// (errMoved), or a responder has ended, whose error it returns.
+func (a *Announcer) loop(ctx context.Context, address netip.Addr, sockets responders, ended <-chan error) error {
 	a.kick()
 	var again, due <-chan time.Time
 	var last time.Time
@@ -223,6 +230,9 @@ func (a *Announcer) loop(ctx context.Context, sockets responders, ended <-chan e
 		case err := <-ended:
 			return cmp.Or(err, errEnded)
 		case <-a.cfg.Changed:
+			if a.cfg.Address() != address {
+				return errMoved
+			}
 			// Who was cut off has answered for everything meanwhile; so may somebody now.
 			disputed = true
 		case <-a.dirty:
@@ -253,6 +263,9 @@ func (a *Announcer) loop(ctx context.Context, sockets responders, ended <-chan e
 		disputed = false
 	}
 }
+
+// errMoved: the device to answer on has to be looked for anew.
+var errMoved = errors.New("this peer has another address")
 
 // errEnded cannot be: a responder ends without an error only when it is closed.
 var errEnded = errors.New("answering has ended")

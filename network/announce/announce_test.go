@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/informers"
+	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/nft/nfttest"
 	"github.com/rundigitalplatform/rookery/network/overlay"
@@ -75,7 +77,7 @@ func TestDeviceIsMadeAgain(t *testing.T) {
 		return link
 	}
 	link := add()
-	a := &Announcer{cfg: Config{Address: addr, Log: slog.New(slog.DiscardHandler)}}
+	a := &Announcer{cfg: Config{Address: func() netip.Addr { return addr }, Log: slog.New(slog.DiscardHandler)}}
 	if err := a.serve(t.Context()); err == nil || err.Error() != "device lan0 is down" {
 		t.Errorf("on a device that is down: %v", err)
 	}
@@ -98,6 +100,30 @@ func TestDeviceIsMadeAgain(t *testing.T) {
 		}
 		must(t, socket.close())
 		link = add()
+	}
+}
+
+// Another address of this peer may be on another device.
+func TestAddressOfThePeerChanges(t *testing.T) {
+	nfttest.Namespace(t)
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "lan0"}, PeerName: "lan1"}
+	must(t, netlink.LinkAdd(link))
+	must(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP("192.0.2.1"), Mask: net.CIDRMask(24, 32)}}))
+	must(t, netlink.LinkSetUp(link))
+	addr, changed := netip.MustParseAddr("192.0.2.0"), make(chan struct{}, 1)
+	changed <- struct{}{}
+	inf := informers.NewSharedInformerFactory(nil, 0) // never started: there is nothing
+	a := New(Config{
+		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
+		Families: []knftables.Family{knftables.IPv4Family, knftables.IPv6Family}, Changed: changed,
+		Address: func() netip.Addr { // another one each time it is asked for
+			addr = addr.Next()
+			return addr
+		},
+		Log: slog.New(slog.DiscardHandler),
+	})
+	if err := a.serve(t.Context()); !errors.Is(err, errMoved) {
+		t.Errorf("ended with %v", err)
 	}
 }
 
