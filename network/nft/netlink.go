@@ -97,8 +97,13 @@ func (b *batch) append(kind, flags uint16, body []byte) {
 	b.messages++
 }
 
-// send hands the transaction over: all of it is done, or nothing with an error. It may be
-// called once.
+// refusal is an error of which it is known that nothing of the batch was done.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+// send hands the transaction over: all of it is done, or nothing with a [refusal]. With
+// another error it is not known which. It may be called once.
 func (b *batch) send() error {
 	if b.messages == 1 {
 		return nil
@@ -109,13 +114,13 @@ func (b *batch) send() error {
 	b.control(unix.NFNL_MSG_BATCH_END)
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return fmt.Errorf("open netlink socket: %w", err)
+		return refusal{fmt.Errorf("open netlink socket: %w", err)}
 	}
 	// The kernel holds who closes until all processors have let go of what was replaced: 10
 	// to 20 ms that nobody has to wait for. Closing a socket has no error to tell.
 	defer func() { go unix.Close(fd) }()
 	if err := unix.Sendto(fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("send to nf_tables: %w", err)
+		return refusal{fmt.Errorf("send to nf_tables: %w", err)} // the kernel takes it whole or not
 	}
 	return answers(fd)
 }
@@ -141,7 +146,7 @@ func answers(fd int) error {
 			header := (*unix.NlMsghdr)(unsafe.Pointer(&rest[0]))
 			if header.Type == unix.NLMSG_ERROR {
 				if code := int32(binary.NativeEndian.Uint32(rest[unix.SizeofNlMsghdr:])); code != 0 {
-					return fmt.Errorf("nf_tables refuses message %d: %w", header.Seq, unix.Errno(-code))
+					return refusal{fmt.Errorf("nf_tables refuses message %d: %w", header.Seq, unix.Errno(-code))}
 				}
 				consent = true
 			}

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -95,7 +96,11 @@ func (t *Table) sync(ctx context.Context) error {
 // write brings the kernel from have to want, which are all or the same section.
 func (t *Table) write(ctx context.Context, have, want State) error {
 	// A chain that comes back before it was deleted is already there, empty.
-	stale, done := t.writeDirect(have, want)
+	stale, done, err := t.writeDirect(have, want)
+	if err != nil {
+		t.known = false
+		return fmt.Errorf("write nftables table: %w", err)
+	}
 	if !done {
 		tx := t.nft.NewTransaction()
 		if len(have.Chains)+len(have.Sets) == 0 {
@@ -120,24 +125,27 @@ func (t *Table) write(ctx context.Context, have, want State) error {
 }
 
 // writeDirect gives the change to the kernel, if it is one that can be given without the
-// nft program; done is false if the program has to write it.
-func (t *Table) writeDirect(have, want State) (stale []string, done bool) {
+// nft program; done is false if the program has to write it. With an error it is not known
+// what there is now.
+func (t *Table) writeDirect(have, want State) (stale []string, done bool, err error) {
 	if t.direct == nil || len(have.Chains)+len(have.Sets) == 0 {
-		return nil, false
+		return nil, false, nil
 	}
 	b := t.direct()
 	stale = diff(b, have, want)
 	if b.unable {
-		return nil, false
+		return nil, false, nil
 	}
-	if err := b.send(); err != nil {
+	if err := b.send(); errors.As(err, &refusal{}) {
 		t.log.Debug("the kernel did not take a change, trying it by the nft program", "error", err)
-		return nil, false
+		return nil, false, nil
+	} else if err != nil {
+		return nil, false, err
 	}
 	if steps := b.messages - 1; steps > 0 { // without those that begin and end it
 		t.log.Debug("nftables written", "messages", steps-1)
 	}
-	return stale, true
+	return stale, true, nil
 }
 
 // wanted tells whether a section has the chain.
@@ -192,9 +200,16 @@ func (t *Table) Sweep(ctx context.Context) (done bool, err error) {
 		for _, name := range t.stale {
 			b.deleteChain(name)
 		}
-		if !b.unable && b.send() == nil {
-			t.stale = nil
-			return true, nil
+		if !b.unable {
+			err := b.send()
+			if err == nil {
+				t.stale = nil
+				return true, nil
+			}
+			if !errors.As(err, &refusal{}) { // what is left is found when the kernel is read
+				t.stale, t.known = nil, false
+				return false, fmt.Errorf("delete unused nftables chains: %w", err)
+			}
 		}
 	}
 	tx := t.nft.NewTransaction()
