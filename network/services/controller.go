@@ -68,6 +68,7 @@ type family struct {
 	self     Self
 	computer computer
 	last     table
+	current  bool // last is of the last sync
 }
 
 // New returns a controller that does nothing until Run.
@@ -230,14 +231,14 @@ func (c *Controller) sync(ctx context.Context) error {
 	if c.cfg.Zone != nil {
 		zone = c.cfg.Zone()
 	}
-	answers := map[uint16]health{}
 	var errs []error
 	for i := range c.families {
 		f := &c.families[i]
 		self := f.self
 		self.Zone = zone
 		want := f.computer.desired(services, endpointSlices, c.cfg.Split, c.cfg.Alive, self)
-		if err := c.cfg.Rules.Apply(ctx, self.family(), c.cfg.Section, want.rules); err != nil {
+		err := c.cfg.Rules.Apply(ctx, self.family(), c.cfg.Section, want.rules)
+		if f.current = err == nil; !f.current {
 			errs = append(errs, err)
 			continue // the other family is not to wait for it
 		}
@@ -247,18 +248,25 @@ func (c *Controller) sync(ctx context.Context) error {
 		}
 		f.last = want
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	for _, f := range c.families {
-		for port, h := range f.last.health {
-			if h.LocalEndpoints >= answers[port].LocalEndpoints {
-				answers[port] = h
+	// What is known from before of a family that failed counts for its own ports only.
+	answers := map[uint16]health{}
+	for _, current := range []bool{true, false} {
+		for _, f := range c.families {
+			if f.current != current {
+				continue
+			}
+			for port, h := range f.last.health {
+				if have, ok := answers[port]; !ok || current && h.LocalEndpoints > have.LocalEndpoints {
+					answers[port] = h
+				}
 			}
 		}
 	}
 	c.unanswered = !c.health.set(answers)
 	c.lastSync = time.Now()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
 	c.cfg.Log.Debug("service rules are current", "services", len(services), "took", c.lastSync.Sub(start))
 	return nil
 }
