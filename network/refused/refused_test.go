@@ -52,8 +52,10 @@ func TestRefusalsAreToldOnce(t *testing.T) {
 		},
 		Log: slog.New(slog.NewTextHandler(&log, nil)),
 	})
+	sent := uint64(0) // of each family
 	send := func() {
 		t.Helper()
+		sent++
 		for domain, to := range map[int]unix.Sockaddr{
 			unix.AF_INET:  &unix.SockaddrInet4{Port: 99, Addr: [4]byte{127, 0, 0, 1}},
 			unix.AF_INET6: &unix.SockaddrInet6{Port: 99, Addr: [16]byte(net.IPv6loopback)},
@@ -62,6 +64,23 @@ func TestRefusalsAreToldOnce(t *testing.T) {
 			must(t, err)
 			must(t, unix.Sendto(fd, []byte("hello"), 0, to))
 			must(t, unix.Close(fd))
+		}
+		// The kernel may take its time to look at them.
+		deadline := time.Now().Add(time.Minute)
+		for _, family := range families {
+			for _, r := range []Reason{Egress, Source} {
+				for noted := uint64(0); noted != sent; time.Sleep(time.Millisecond) {
+					counts, err := w.cfg.Counts(family, r.Set())
+					must(t, err)
+					noted = 0
+					for _, c := range counts {
+						noted += c.Packets
+					}
+					if noted != sent && time.Now().After(deadline) {
+						t.Fatalf("%d packets are noted for %s of %s, want %d", noted, r, family, sent)
+					}
+				}
+			}
 		}
 	}
 	now := time.Now()
@@ -87,6 +106,28 @@ func TestRefusalsAreToldOnce(t *testing.T) {
 	}
 	if n := testutil.CollectAndCount(w); n != len(Reasons()) {
 		t.Errorf("%d metrics", n)
+	}
+}
+
+// A set that could not be read once is not counted anew.
+func TestAFailedReadingForgetsNothing(t *testing.T) {
+	var fails error
+	w := New(Config{
+		Families: []knftables.Family{knftables.IPv4Family}, Pods: corelisters.NewPodLister(cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})),
+		Device: func(uid string) string { return uid },
+		Counts: func(_ knftables.Family, set string) ([]nft.Count, error) {
+			if set != Egress.Set() {
+				return nil, nil
+			}
+			return []nft.Count{{Key: append([]byte{10, 42, 0, 1, 10, 42, 0, 2}, unix.IPPROTO_ICMP, 0, 0, 0, 8, 0, 0, 0), Packets: 7}}, fails
+		},
+		Log: slog.New(slog.DiscardHandler),
+	})
+	for _, err := range []error{nil, netlink.ErrDumpInterrupted, nil} {
+		fails = err
+		if got := w.read(time.Now()); got[Egress] != 7 {
+			t.Errorf("%d packets after %v", got[Egress], err)
+		}
 	}
 }
 

@@ -98,6 +98,11 @@ func (w *Watcher) read(now time.Time) map[Reason]uint64 {
 			counts, err := w.cfg.Counts(family, reason.Set())
 			if err != nil {
 				wrong = err.Error()
+				for id, packets := range w.seen { // or they would count anew the next time
+					if id.reason == reason && id.family == family {
+						seen[id] = packets
+					}
+				}
 				continue
 			}
 			for _, c := range counts {
