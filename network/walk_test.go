@@ -32,7 +32,7 @@ func TestWalkEndsAsAFreshStart(t *testing.T) {
 					w.step()
 				}
 				var have []string
-				w.fresh(func() { have = canonical(h1) })
+				w.fresh(func() { have = settled(h1) })
 				// Not all that a start does is done when the daemon answers: the Services' rules come by themselves.
 				eventually(t, patience, func() string {
 					want := canonical(h1)
@@ -131,6 +131,19 @@ func (w *walk) fresh(look func()) {
 	for uid, p := range w.pods {
 		w.m.ask(request{Verb: "attach", UID: uid, PID: p.pid, Ports: p.ports})
 	}
+}
+
+// settled is what there is in the kernel once it has stopped changing.
+func settled(m *machine) (have []string) {
+	m.lab.t.Helper()
+	eventually(m.lab.t, patience, func() string {
+		before := have
+		if have = canonical(m); slices.Equal(before, have) {
+			return ""
+		}
+		return fmt.Sprintf("it goes on changing, the last time by:\n%s", strings.Join(without(have, before), "\n"))
+	})
+	return have
 }
 
 // canonical is what there is in the kernel, in an order that does not tell how it came there.
