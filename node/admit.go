@@ -69,7 +69,7 @@ func (l *ledger) short(pod *v1.Pod, have v1.ResourceList) (short []shortage) {
 			continue // its size could not be told
 		}
 		s := shortage{name, want, used[name], have[name]}
-		if !want.IsZero() && s.thousandths() > 0 {
+		if missing := s.missing(); !want.IsZero() && missing.Sign() > 0 {
 			short = append(short, s)
 		}
 	}
@@ -79,9 +79,12 @@ func (l *ledger) short(pod *v1.Pod, have v1.ResourceList) (short []shortage) {
 	return short
 }
 
-// thousandths are missing.
-func (s shortage) thousandths() int64 {
-	return s.want.MilliValue() + s.used.MilliValue() - s.have.MilliValue()
+// missing may be more than an int64 has room for, in thousandths; negative: something is left.
+func (s shortage) missing() resource.Quantity {
+	q := s.want.DeepCopy()
+	q.Add(s.used)
+	q.Sub(s.have)
+	return q
 }
 
 // units are its numbers as messages have them.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -64,6 +65,40 @@ func TestAdmission(t *testing.T) {
 			t.Errorf("events:\n%s", w.told())
 		}
 	})
+}
+
+// More than an int64 has room for in thousandths is still more than there is.
+func TestNoRoomForVeryMuch(t *testing.T) {
+	table, err := devices.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, critical := newLedger(table), int32(2_000_000_000)
+	have := v1.ResourceList{v1.ResourceCPU: resource.MustParse("4"), v1.ResourceMemory: resource.MustParse("8Gi"), v1.ResourcePods: resource.MustParse("10")}
+	ask := func(name string, requests v1.ResourceList) *v1.Pod {
+		return &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name)}, Spec: v1.PodSpec{
+			Priority:   &critical,
+			Containers: []v1.Container{{Name: "c", Resources: v1.ResourceRequirements{Requests: requests}}},
+		}}
+	}
+	small := ask("small", v1.ResourceList{v1.ResourceMemory: resource.MustParse("6Gi")})
+	small.Spec.Priority = nil
+	if _, err := l.admit(small, have); err != nil {
+		t.Fatal(err)
+	}
+	for _, memory := range []string{"9Pi", "7Ei"} {
+		pod := ask(memory, v1.ResourceList{v1.ResourceMemory: resource.MustParse(memory)})
+		var no rejection
+		if _, err := l.admit(pod, have); !errors.As(err, &no) || no.reason != "OutOfmemory" {
+			t.Errorf("%s of memory: %v", memory, err)
+		}
+		if gone := l.victims(pod, have); len(gone) > 0 {
+			t.Errorf("%s of memory: %d pods would end for it in vain", memory, len(gone))
+		}
+	}
+	if gone := l.victims(ask("fits", v1.ResourceList{v1.ResourceMemory: resource.MustParse("4Gi")}), have); len(gone) != 1 {
+		t.Errorf("%d pods would end for one that fits then, want 1", len(gone))
+	}
 }
 
 // As many pods as the Node allows, and not one more.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
 	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
@@ -28,9 +29,9 @@ const retryAdmission = 200 * time.Millisecond
 func (l *ledger) victims(pod *v1.Pod, have v1.ResourceList) []*v1.Pod {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	need := map[v1.ResourceName]int64{} // in thousandths
+	need := v1.ResourceList{}
 	for _, s := range l.short(pod, have) {
-		need[s.name] = s.thousandths()
+		need[s.name] = s.missing()
 	}
 	byClass := map[v1.PodQOSClass][]*v1.Pod{}
 	var all []*v1.Pod
@@ -54,23 +55,23 @@ func preemptable(critical, other *v1.Pod) bool {
 	return eviction.Critical(critical) && (!eviction.Critical(other) || corev1helpers.PodPriority(critical) > corev1helpers.PodPriority(other))
 }
 
-// gives is what the end of a pod leaves, in thousandths.
-func gives(pod *v1.Pod, name v1.ResourceName) int64 {
+// gives is what the end of a pod leaves.
+func gives(pod *v1.Pod, name v1.ResourceName) resource.Quantity {
 	if name == v1.ResourcePods {
-		return 1000
+		return *resource.NewQuantity(1, resource.DecimalSI)
 	}
-	q := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{UseStatusResources: true})[name]
-	return q.MilliValue()
+	return resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{UseStatusResources: true})[name]
 }
 
 // without is what is still missing when those pods are gone.
-func without(need map[v1.ResourceName]int64, gone []*v1.Pod) map[v1.ResourceName]int64 {
-	left := map[v1.ResourceName]int64{}
+func without(need v1.ResourceList, gone []*v1.Pod) v1.ResourceList {
+	left := v1.ResourceList{}
 	for name, n := range need {
+		n = n.DeepCopy()
 		for _, pod := range gone {
-			n -= gives(pod, name)
+			n.Sub(gives(pod, name))
 		}
-		if n > 0 {
+		if n.Sign() > 0 {
 			left[name] = n
 		}
 	}
@@ -79,18 +80,23 @@ func without(need map[v1.ResourceName]int64, gone []*v1.Pod) map[v1.ResourceName
 
 // nearest chooses of the pods until nothing is missing: each time the one that leaves least
 // of it, relative to what is missing; of equals the smaller one.
-func nearest(pods []*v1.Pod, need map[v1.ResourceName]int64) (chosen []*v1.Pod) {
+func nearest(pods []*v1.Pod, need v1.ResourceList) (chosen []*v1.Pod) {
 	pods = slices.Clone(pods)
 	for len(need) > 0 && len(pods) > 0 {
 		distance := func(pod *v1.Pod) (d float64) {
 			for name, n := range need {
-				left := max(0, float64(n-gives(pod, name))/float64(n))
+				given := gives(pod, name)
+				left := max(0, 1-given.AsApproximateFloat64()/n.AsApproximateFloat64())
 				d += left * left
 			}
 			return d
 		}
 		best := slices.MinFunc(pods, func(a, b *v1.Pod) int {
-			return cmp.Or(cmp.Compare(distance(a), distance(b)), cmp.Compare(gives(a, v1.ResourceMemory), gives(b, v1.ResourceMemory)), cmp.Compare(gives(a, v1.ResourceCPU), gives(b, v1.ResourceCPU)))
+			smaller := func(name v1.ResourceName) int {
+				x := gives(a, name)
+				return x.Cmp(gives(b, name))
+			}
+			return cmp.Or(cmp.Compare(distance(a), distance(b)), smaller(v1.ResourceMemory), smaller(v1.ResourceCPU))
 		})
 		chosen, need = append(chosen, best), without(need, []*v1.Pod{best})
 		pods = slices.DeleteFunc(pods, func(p *v1.Pod) bool { return p == best })
