@@ -86,7 +86,9 @@ func assign(services []*corev1.Service, pool []AddressRange) map[*corev1.Service
 	}
 	shares := map[corev1.IPFamily]map[*corev1.Service]share{}
 	for family, ranges := range byFamily {
-		of := slices.DeleteFunc(slices.Clone(services), func(s *corev1.Service) bool { return !slices.Contains(s.Spec.IPFamilies, family) })
+		of := slices.DeleteFunc(slices.Clone(services), func(s *corev1.Service) bool {
+			return !slices.Contains(s.Spec.IPFamilies, family) || !possible(s, pool)
+		})
 		shares[family] = assignOf(family, of, ranges)
 	}
 	out := map[*corev1.Service]grant{}
@@ -102,7 +104,7 @@ func assign(services []*corev1.Service, pool []AddressRange) map[*corev1.Service
 			}
 			g.refusal = cmp.Or(g.refusal, v.refusal)
 		}
-		if a, err := netip.ParseAddr(requested(s)); requested(s) != "" && (err != nil || !contains(pool, a) || !slices.Contains(s.Spec.IPFamilies, familyOf(a))) {
+		if !possible(s, pool) {
 			g = grant{refusal: fmt.Sprintf("loadBalancerIP %s is not among the cluster's load-balancer-addresses of the Service's IP families", requested(s))}
 		}
 		if len(g.addrs) == 0 {
@@ -111,6 +113,16 @@ func assign(services []*corev1.Service, pool []AddressRange) map[*corev1.Service
 		out[s] = g
 	}
 	return out
+}
+
+// possible: the address that the Service asks for by name is one that it could get; who gets
+// it is another matter. A Service for which it is not gets none, of no family.
+func possible(s *corev1.Service, pool []AddressRange) bool {
+	if requested(s) == "" {
+		return true
+	}
+	a, err := netip.ParseAddr(requested(s))
+	return err == nil && contains(pool, a) && slices.Contains(s.Spec.IPFamilies, familyOf(a))
 }
 
 // share is a grant of one family.

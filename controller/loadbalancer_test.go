@@ -35,6 +35,7 @@ func TestAssign(t *testing.T) {
 		{"a wish comes before any other", []*corev1.Service{lb("a", "", "", nil), lb("b", "", "192.0.2.1", nil)}, []string{"192.0.2.2", "192.0.2.1"}},
 		{"a wish for what another has", []*corev1.Service{lb("a", "192.0.2.1", "", nil), lb("b", "192.0.2.2", "192.0.2.1", nil)}, []string{"192.0.2.1", "!"}},
 		{"a wish outside the pool", []*corev1.Service{lb("a", "", "192.0.2.77", nil)}, []string{"!"}},
+		{"a wish outside the pool takes nothing from others", []*corev1.Service{lb("a", "192.0.2.1", "192.0.2.77", nil), lb("b", "", "nonsense", nil), lb("c", "", "fd00::1", nil), lb("d", "", "", nil)}, []string{"!", "!", "!", "192.0.2.1"}},
 		{"a wish that was granted", []*corev1.Service{lb("a", "192.0.2.9", "192.0.2.9", nil)}, []string{"192.0.2.9"}},
 		{"an address that left the pool", []*corev1.Service{lb("a", "192.0.2.77", "", nil), lb("b", "192.0.2.1", "", nil)}, []string{"192.0.2.2", "192.0.2.1"}},
 		{"two with the same", []*corev1.Service{lb("a", "192.0.2.9", "", nil), lb("b", "192.0.2.9", "", nil)}, []string{"192.0.2.9", "192.0.2.1"}},
