@@ -20,6 +20,10 @@ const largestPacket = 1<<16 - 1
 // too many files, which a loop would not cure.
 const acceptAgain = 100 * time.Millisecond
 
+// receiveBuffer is for bursts of packets, in bytes, as in memberlist's own transport. The
+// kernel gives no more than net.core.rmem_max, and says nothing.
+const receiveBuffer = 2 << 20
+
 // transport is memberlist's way to the network: UDP and TCP on one port. Memberlist's
 // own makes a buffer of 64 kB for every packet, which is three quarters of the garbage
 // of an idle peer; this one reads into one buffer and hands on copies.
@@ -50,9 +54,22 @@ func newTransport(bind netip.AddrPort, log *slog.Logger) (*transport, error) {
 		udp: udp, tcp: tcp, log: log,
 		packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), closed: make(chan struct{}),
 	}
+	if err := enlarge(udp); err != nil {
+		log.Warn("gossip has a small receive buffer; packets may be lost in a burst", "error", err)
+	}
 	t.wg.Go(t.receive)
 	t.wg.Go(t.accept)
 	return t, nil
+}
+
+// enlarge asks for less each time until the kernel accepts.
+func enlarge(c *net.UDPConn) (err error) {
+	for size := receiveBuffer; size > 0; size /= 2 {
+		if err = c.SetReadBuffer(size); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 func (t *transport) receive() {
