@@ -22,8 +22,9 @@ func FixedAddress(a netip.Addr) func(netip.Addr, []netip.AddrPort) (netip.Addr, 
 // Advertiser finds the address by itself. The current one stays as long as the
 // machine has it, so that a second interface does not make it flap; else it is the
 // one from which the kernel reaches a known peer; else preferred, if the machine has that;
-// else the first global one, IPv4 first. Addresses within own, the cluster's networks, are
-// not the machine's. No packet is sent. [ErrNoAddress].
+// else the first global one of the IP family of the current one, or of preferred; of any,
+// IPv4 first, if neither is valid. Addresses within own, the cluster's networks, are not
+// the machine's. No packet is sent. [ErrNoAddress].
 func Advertiser(preferred netip.Addr, own []netip.Prefix) func(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error) {
 	return func(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error) {
 		ours, err := localAddresses(own)
@@ -36,14 +37,19 @@ func Advertiser(preferred netip.Addr, own []netip.Prefix) func(current netip.Add
 		if a := ours.towards(towards); a.IsValid() {
 			return a, nil
 		}
-		all := ours.lasting()
-		switch {
-		case ours.has(preferred):
+		if ours.has(preferred) {
 			return preferred, nil
-		case len(all) == 0:
-			return netip.Addr{}, ErrNoAddress
 		}
-		return all[0], nil
+		known := current
+		if !known.IsValid() {
+			known = preferred
+		}
+		for _, a := range ours.lasting() {
+			if !known.IsValid() || a.Is4() == known.Is4() {
+				return a, nil
+			}
+		}
+		return netip.Addr{}, ErrNoAddress
 	}
 }
 
@@ -65,18 +71,14 @@ func Addresses(own []netip.Prefix) ([]netip.Addr, error) {
 }
 
 // OtherAddress is the machine's address of the other IP family than a, on the device that
-// has a; zero if there is none. Own as for [Advertiser].
-func OtherAddress(a netip.Addr, own []netip.Prefix) (netip.Addr, error) {
+// has a; zero if there is none. The current one stays while it is that; zero: none is known
+// yet. Own as for [Advertiser].
+func OtherAddress(a, current netip.Addr, own []netip.Prefix) (netip.Addr, error) {
 	ours, err := localAddresses(own)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	for _, o := range ours {
-		if o.Addr == a {
-			return ours.on(o.link, a.Is6()), nil
-		}
-	}
-	return netip.Addr{}, nil
+	return ours.other(a, current), nil
 }
 
 // local is an address of the machine: global or unique local, and in use.
@@ -94,7 +96,7 @@ type locals []local
 func localAddresses(own []netip.Prefix) (locals, error) {
 	var out locals
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.AddrList(nil, family)
+		list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 		if err != nil {
 			return nil, fmt.Errorf("list network addresses: %w", err)
 		}
@@ -109,6 +111,17 @@ func localAddresses(own []netip.Prefix) (locals, error) {
 				continue // perhaps another machine's
 			}
 			out = append(out, local{a, x.LinkIndex, a.Is6() && x.Flags&(unix.IFA_F_TEMPORARY|unix.IFA_F_DEPRECATED) != 0})
+		}
+	}
+	return out, nil
+}
+
+// dump asks again when the list changed meanwhile, as it does while pods are made. Of a list
+// that never stays the same, what was there last is good enough: it is looked at again soon.
+func dump[T any](list func() ([]T, error)) (out []T, err error) {
+	for range 10 { // changes come in bursts; ten whole lists outlast one
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return out, err
 		}
 	}
 	return out, nil
@@ -135,6 +148,21 @@ func (l locals) on(link int, v4 bool) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// other is for [OtherAddress].
+func (l locals) other(a, current netip.Addr) netip.Addr {
+	i := slices.IndexFunc(l, func(x local) bool { return x.Addr == a })
+	if i < 0 {
+		return netip.Addr{}
+	}
+	stays := func(x local) bool {
+		return x.Addr == current && x.Is4() != a.Is4() && x.link == l[i].link && !x.temporary
+	}
+	if slices.ContainsFunc(l, stays) {
+		return current
+	}
+	return l.on(l[i].link, a.Is6())
 }
 
 // towards asks the kernel: a UDP socket that is connected sends nothing.

@@ -59,7 +59,11 @@ func (m *Members) lookForOther(advertised netip.Addr) {
 	if m.cfg.Other == nil {
 		return
 	}
-	found := m.cfg.Other(advertised)
+	found, err := m.cfg.Other(advertised, m.OtherAddress())
+	if err != nil {
+		m.cfg.Log.Warn("our address of the other IP family is not known", "error", err)
+		return
+	}
 	m.mu.Lock()
 	changed := found != m.other
 	m.other = found

@@ -25,8 +25,9 @@ type MembersConfig struct {
 	// every two seconds; see [Advertiser].
 	Advertise func(current netip.Addr, towards []netip.AddrPort) (netip.Addr, error)
 	// Other returns the machine's address of the other IP family than the advertised one, zero
-	// if it has none. It is asked as often. nil: nobody wants to know.
-	Other func(advertised netip.Addr) netip.Addr
+	// if it has none; current is what it returned last. It is asked as often, and an error
+	// changes nothing; see [OtherAddress]. nil: nobody wants to know.
+	Other func(advertised, current netip.Addr) (netip.Addr, error)
 
 	Port          uint16 // our TLS peer port
 	Version       string

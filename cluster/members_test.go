@@ -275,18 +275,43 @@ func TestOtherAddress(t *testing.T) {
 	a.stop(t)
 	var other atomic.Value
 	other.Store(netip.Addr{})
-	a.cfg.Other = func(advertised netip.Addr) netip.Addr {
+	unknown := netip.MustParseAddr("192.0.2.1") // stands for an error
+	asked := make(chan struct{}, 1)
+	a.cfg.Other = func(advertised, current netip.Addr) (netip.Addr, error) {
 		if advertised != netip.MustParseAddr("127.0.0.1") {
 			t.Errorf("asked for %s", advertised)
 		}
-		return other.Load().(netip.Addr)
+		if now := other.Load().(netip.Addr); now != unknown {
+			return now, nil
+		}
+		if current != netip.MustParseAddr("fd77::1") {
+			t.Errorf("asked with %s, want what is known", current)
+		}
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		return netip.Addr{}, errors.New("no answer of the kernel")
 	}
 	a.start(t)
 	a.expect(t, 10*time.Second, "a:alive")
 	wake, cancel := a.Subscribe()
 	defer cancel()
-	for _, want := range []netip.Addr{netip.MustParseAddr("fd77::1"), {}} {
+	for _, want := range []netip.Addr{netip.MustParseAddr("fd77::1"), unknown, {}} {
 		other.Store(want)
+		if want == unknown {
+			for range 2 { // the second time, the first answer has been looked at
+				select {
+				case <-asked:
+				case <-time.After(time.Minute):
+					t.Fatal("nobody asked")
+				}
+			}
+			if got := a.OtherAddress(); got != netip.MustParseAddr("fd77::1") {
+				t.Errorf("after an error it is %s", got)
+			}
+			continue
+		}
 		for a.OtherAddress() != want {
 			select {
 			case <-wake:

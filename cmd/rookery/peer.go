@@ -246,7 +246,12 @@ func (p *peer) runUpper(ctx context.Context, g *errgroup.Group, ready func()) er
 func (p *peer) self() cluster.Peer {
 	addr, other := p.members.Address(), p.members.OtherAddress()
 	if !addr.IsValid() {
-		addr, other = p.addr, p.otherAddress(p.addr)
+		addr = p.addr
+		var err error
+		if other, err = p.otherAddress(addr, netip.Addr{}); err != nil {
+			p.log.Warn("this machine's address of the other IP family is not known", "error", err)
+			other = p.recordedOther()
+		}
 	}
 	return cluster.Peer{
 		Name: p.id.Name(), Address: addr, OtherAddress: other, Port: p.cfg.Port, GossipPort: p.cfg.GossipPort,
@@ -255,20 +260,30 @@ func (p *peer) self() cluster.Peer {
 }
 
 // otherAddress is this machine's of the cluster's other IP family; zero if the cluster has
-// none but that of addr, or this machine has none.
-func (p *peer) otherAddress(addr netip.Addr) netip.Addr {
+// none but that of addr, or this machine has none. The current one stays, after a restart
+// that of the record.
+func (p *peer) otherAddress(addr, current netip.Addr) (netip.Addr, error) {
+	if !current.IsValid() {
+		current = p.recordedOther()
+	}
 	settings := p.id.Settings()
 	for _, r := range settings.Ranges() {
 		if r.PodCIDR.Addr().Is4() == addr.Is4() {
 			continue
 		}
-		other, err := cluster.OtherAddress(addr, settings.Networks())
-		if err != nil {
-			p.log.Warn("this machine's address of the other IP family is not known", "error", err)
-		}
-		return other
+		return cluster.OtherAddress(addr, current, settings.Networks())
 	}
-	return netip.Addr{}
+	return netip.Addr{}, nil
+}
+
+// recordedOther is the address of the other IP family in this peer's record; zero if it has
+// none, or there is no record yet.
+func (p *peer) recordedOther() netip.Addr {
+	record, err := p.registry.Peer(p.id.Name())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return record.OtherAddress
 }
 
 // machineAddresses are a peer's, of the cluster's first IP family before the other.
