@@ -67,7 +67,9 @@ func tenth(services netip.Prefix) netip.Addr {
 
 // address is where the other peers reach this one: the one given, the one from which it
 // reaches the peer to join, that of the default route, or the only one; of the cluster's
-// first IP family if this machine has one, else of the other.
+// first IP family if this machine has one, else of the other. One that is of a cluster asks
+// where the peer is that it joined only if it cannot tell otherwise: names may not be
+// resolved yet after a cold boot.
 func (c *config) address(ctx context.Context, made identity.Settings) (netip.Addr, error) {
 	if c.AdvertiseAddress != "" {
 		a, err := netip.ParseAddr(c.AdvertiseAddress)
@@ -82,15 +84,23 @@ func (c *config) address(ctx context.Context, made identity.Settings) (netip.Add
 	if made.PodCIDR.Addr().Is6() {
 		families = []netip.AddrPort{v6, v4}
 	}
-	if a, err := cluster.AddressTowards(c.joinAddresses(ctx), made.Networks()); err != nil || a.IsValid() {
-		return a, err
+	there, err := identity.Exists(c.DataDir)
+	if err != nil {
+		return netip.Addr{}, err
 	}
-	all, err := cluster.Addresses(made.Networks())
+	own := made.Networks()
+	if !there && c.Join != "" {
+		own = nil // those of the cluster to join are not known; nothing is in them here yet
+		if a, err := cluster.AddressTowards(c.joinAddresses(ctx), own); err != nil || a.IsValid() {
+			return a, err
+		}
+	}
+	all, err := cluster.Addresses(own)
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	for _, outside := range families {
-		a, err := cluster.AddressTowards([]netip.AddrPort{outside}, made.Networks())
+		a, err := cluster.AddressTowards([]netip.AddrPort{outside}, own)
 		if err != nil || a.IsValid() {
 			return a, err
 		}
@@ -105,6 +115,11 @@ func (c *config) address(ctx context.Context, made identity.Settings) (netip.Add
 		case 1:
 			return found[0], nil
 		default:
+			if there {
+				if a, err := cluster.AddressTowards(c.joinAddresses(ctx), own); err != nil || a.IsValid() {
+					return a, err
+				}
+			}
 			return netip.Addr{}, fmt.Errorf("this machine has no default route and %d addresses %v: choose one with --advertise-address", len(found), found)
 		}
 	}
