@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -35,11 +37,17 @@ func checkCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		all := vital(c.Context(), cfg, engine)
 		settings, err := cfg.clusterSettings()
 		if err != nil {
-			return err
+			if os.Geteuid() == 0 || !errors.Is(err, fs.ErrPermission) { // to others vital has said what to do
+				all = append(all, check.Finding{What: "identity", Level: check.Fatal, Found: err.Error()})
+			}
+			if settings, err = cfg.settings(); err != nil {
+				return err
+			}
 		}
-		all := append(vital(c.Context(), cfg, engine), kernel(c.Context(), settings)...)
+		all = append(all, kernel(c.Context(), settings)...)
 		all = append(all, check.Clock(time.Now()))
 		ctx, cancel := context.WithTimeout(c.Context(), 10*time.Second)
 		defer cancel()
