@@ -55,7 +55,7 @@ func TestAddressesOnTheLAN(t *testing.T) {
 	sh(t, "h1", "rookery -n hello expose deployment hello --type LoadBalancer --port 80 --target-port 8080 --name lan-c")
 	eventually(t, time.Minute, func() error {
 		out := sh(t, "h3", "rookery -n hello get events --field-selector involvedObject.name=lan-c,reason=NoAddress")
-		if !strings.Contains(out, "all 2 load-balancer-addresses are in use") {
+		if !strings.Contains(out, "all 2 load-balancer-addresses of its IP family are in use") {
 			return fmt.Errorf("no event says why lan-c has no address: %s", out)
 		}
 		return nil
