@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"strings"
 	"time"
 )
 
