@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -108,7 +110,7 @@ func clientOf(addr net.Addr) netip.Addr {
 // bind opens the socket, again and again while the address is taken by somebody
 // else. It returns nil, nil when ctx ended first.
 func (s *Server) bind(ctx context.Context, network string, addr netip.AddrPort, what string) (*dns.Server, error) {
-	lc := net.ListenConfig{Control: freebind(addr.Addr().Is6())}
+	lc := net.ListenConfig{Control: Freebind}
 	for told := false; ; {
 		srv := &dns.Server{Net: network, UDPSize: dns.MaxMsgSize, IdleTimeout: func() time.Duration { return tcpIdle }}
 		var err error
@@ -155,23 +157,16 @@ func cure(err error, addr netip.AddrPort) string {
 	return "check that the address belongs to this machine"
 }
 
-// freebind lets a socket be bound before its address is on an interface.
-func freebind(v6 bool) func(network, address string, c syscall.RawConn) error {
-	return func(_, _ string, c syscall.RawConn) error {
-		var opErr error
-		err := c.Control(func(fd uintptr) {
-			if v6 {
-				opErr = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
-				return
-			}
-			opErr = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
-		})
-		if err != nil {
-			return err
-		}
-		if opErr != nil {
-			return fmt.Errorf("set IP_FREEBIND: %w", opErr)
-		}
-		return nil
+// Freebind is the Control of a net.ListenConfig that lets a socket be bound before its
+// address is on an interface.
+func Freebind(network, _ string, c syscall.RawConn) error {
+	level, option := unix.SOL_IP, unix.IP_FREEBIND
+	if strings.HasSuffix(network, "6") {
+		level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
 	}
+	var optErr error
+	if err := c.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), level, option, 1) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("set IP_FREEBIND", optErr)
 }

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rundigitalplatform/rookery/dnsserver"
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
@@ -98,7 +99,7 @@ func tryListen(p Port) error {
 		host = p.Address.String()
 	}
 	at := net.JoinHostPort(host, strconv.Itoa(int(p.Number)))
-	lc := net.ListenConfig{Control: freebind}
+	lc := net.ListenConfig{Control: dnsserver.Freebind}
 	if p.Network == "udp" {
 		c, err := lc.ListenPacket(context.Background(), "udp", at)
 		if err != nil {
@@ -111,17 +112,6 @@ func tryListen(p Port) error {
 		return err
 	}
 	return l.Close()
-}
-
-// freebind lets an address be tried that the machine does not have yet.
-func freebind(network, _ string, c syscall.RawConn) error {
-	level, option := unix.SOL_IP, unix.IP_FREEBIND
-	if strings.HasSuffix(network, "6") {
-		level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
-	}
-	var optErr error
-	err := c.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), level, option, 1) })
-	return errors.Join(err, optErr)
 }
 
 // minFree is what a data directory needs to be of use: room for the state's
