@@ -84,9 +84,9 @@ func vital(ctx context.Context, cfg config, engine runtime.Runtime) []check.Find
 // ports are those that a peer opens, now or when the first Ingress is made.
 func ports(ctx context.Context, cfg config) []check.Port {
 	all := []check.Port{
-		{Network: "tcp", Number: cfg.Port, For: "choose another port for the API with --port"},
-		{Network: "tcp", Number: cfg.GossipPort, For: "choose another port for gossip with --gossip-port"},
-		{Network: "udp", Number: cfg.GossipPort, For: "choose another port for gossip with --gossip-port"},
+		{Network: "tcp", Number: cfg.Port, Or: "choose another port for the API with --port"},
+		{Network: "tcp", Number: cfg.GossipPort, Or: "choose another port for gossip with --gossip-port"},
+		{Network: "udp", Number: cfg.GossipPort, Or: "choose another port for gossip with --gossip-port"},
 	}
 	for _, door := range []struct {
 		flag string
@@ -94,12 +94,12 @@ func ports(ctx context.Context, cfg config) []check.Port {
 	}{{"--ingress-http", cfg.Ingress.HTTP}, {"--ingress-https", cfg.Ingress.HTTPS}} {
 		if door.port != 0 {
 			all = append(all, check.Port{Network: "tcp", Number: door.port, Without: "this peer would not serve Ingresses there",
-				For: "choose another port with " + door.flag + " (0: none)"})
+				Or: "choose another port with " + door.flag + " (0: none)"})
 		}
 	}
 	dns := func(at netip.Addr, port uint16, without, cure string) {
 		for _, network := range []string{"udp", "tcp"} {
-			all = append(all, check.Port{Network: network, Address: at, Number: port, Without: without, For: cure})
+			all = append(all, check.Port{Network: network, Address: at, Number: port, Without: without, Or: cure})
 		}
 	}
 	// What is wrong with the configuration has been said, and an address that is not there is the start's to tell.

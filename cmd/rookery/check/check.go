@@ -66,7 +66,7 @@ type Port struct {
 	Network string     // tcp or udp
 	Address netip.Addr // invalid: all of the machine's; it need not be there yet
 	Number  uint16
-	For     string // what to choose another port for
+	Or      string // what to do if who has it is not to be stopped
 	// Without is what goes on without it: then a port that is taken is a warning. Empty: nothing does.
 	Without string
 }
@@ -86,7 +86,7 @@ func Ports(ports []Port) (all []Finding) {
 			if p.Without != "" {
 				f.Level, f.Found = Warn, f.Found+"; "+p.Without
 			}
-			f.Cure = fmt.Sprintf("find it with `ss -lnp 'sport = :%d'` and stop it, or %s", p.Number, p.For)
+			f.Cure = fmt.Sprintf("find it with `ss -lnp 'sport = :%d'` and stop it, or %s", p.Number, p.Or)
 		}
 		all = append(all, f)
 	}

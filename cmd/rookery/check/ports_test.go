@@ -20,8 +20,8 @@ func TestPorts(t *testing.T) {
 		level Level
 		found string
 	}{
-		{Port{Network: "tcp", Number: port, For: "choose another"}, Fatal, "in use by another program"},
-		{Port{Network: "tcp", Address: local, Number: port, For: "choose another", Without: "something is not there"}, Warn, "another program; something is not there"},
+		{Port{Network: "tcp", Number: port, Or: "choose another"}, Fatal, "in use by another program"},
+		{Port{Network: "tcp", Address: local, Number: port, Or: "choose another", Without: "something is not there"}, Warn, "another program; something is not there"},
 		{Port{Network: "tcp", Address: nowhere, Number: port}, OK, "free"}, // also an address that the machine does not have
 		{Port{Network: "udp", Address: nowhere, Number: port}, OK, "free"},
 	} {
