@@ -151,16 +151,13 @@ func answered(resp *http.Response) error {
 // written before that is never looked at.
 func (h *handler) clientOf(r *http.Request) string {
 	client := addressOf(r.RemoteAddr)
-	seen := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for _, text := range slices.Backward(seen) {
-		if !h.trusts(client) {
-			break
-		}
-		ip, err := netip.ParseAddr(strings.TrimSpace(text))
+	for seen := strings.Join(r.Header.Values("X-Forwarded-For"), ","); seen != "" && h.trusts(client); {
+		last := strings.LastIndexByte(seen, ',')
+		ip, err := netip.ParseAddr(strings.TrimSpace(seen[last+1:]))
 		if err != nil {
 			break
 		}
-		client = ip.Unmap().WithZone("").String()
+		client, seen = ip.Unmap().WithZone("").String(), seen[:max(last, 0)]
 	}
 	return client
 }
