@@ -109,5 +109,8 @@ func TestFalseWordOfDeath(t *testing.T) {
 		if s := p.Status(); s.Term != term || s.Leader != l.Name {
 			t.Errorf("%s: term %d with leader %q, was %d with %s", p.Name, s.Term, s.Leader, term, l.Name)
 		}
+		if got := heartbeatTimeout(p); got != 2*time.Second {
+			t.Errorf("%s: looks for another leader after %s", p.Name, got)
+		}
 	}
 }
