@@ -82,11 +82,6 @@ func (a *Addresses) usable(ip net.IP) (netip.Addr, error) {
 	return addr, nil
 }
 
-func (a *Addresses) holds(ip net.IP) bool {
-	_, err := a.usable(ip)
-	return err == nil
-}
-
 // Allocate claims a given address.
 func (a *Addresses) Allocate(ip net.IP) error {
 	addr, err := a.usable(ip)
@@ -147,7 +142,8 @@ func (a *Addresses) ForEach(f func(net.IP)) {
 		return
 	}
 	for _, name := range held {
-		if ip := net.ParseIP(name); a.holds(ip) {
+		ip := net.ParseIP(name)
+		if _, err := a.usable(ip); err == nil {
 			f(ip)
 		}
 	}

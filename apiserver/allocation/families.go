@@ -1,7 +1,6 @@
 package allocation
 
 import (
-	"net"
 	"net/netip"
 
 	api "k8s.io/kubernetes/pkg/apis/core"
@@ -52,14 +51,4 @@ func (f Families) Ranges() []string {
 		out = append(out, a.cidr.String())
 	}
 	return out
-}
-
-// of is the allocator whose range has the address; nil if there is none.
-func (f Families) of(ip net.IP) *Addresses {
-	for _, a := range f {
-		if a.holds(ip) {
-			return a
-		}
-	}
-	return nil
 }

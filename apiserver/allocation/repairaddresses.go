@@ -92,10 +92,10 @@ func isHeldBy(svc *corev1.Service, ref *networkingv1.ParentReference) bool {
 func (r *Repair) addressesOf(svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, ip := range svc.Spec.ClusterIPs {
-		parsed := net.ParseIP(ip)
-		if a := r.Addresses.of(parsed); a != nil {
-			addr, _ := netip.AddrFromSlice(parsed) // it has a valid length
-			out = append(out, addr.Unmap())
+		for _, a := range r.Addresses { // one at most has it: each is of another IP family
+			if addr, err := a.usable(net.ParseIP(ip)); err == nil {
+				out = append(out, addr)
+			}
 		}
 	}
 	return out
