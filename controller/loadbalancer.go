@@ -131,27 +131,27 @@ type share struct {
 	refusal string
 }
 
-// assignOf gives the Services, which are all of the family, an address of it. Who has one
-// keeps it, and the older Service goes first.
+// assignOf gives the Services, which are all of the family and wish for nothing impossible,
+// an address of it. Who has one keeps it, and the older Service goes first.
 func assignOf(family corev1.IPFamily, services []*corev1.Service, pool []AddressRange) map[*corev1.Service]share {
 	services = slices.SortedFunc(slices.Values(services), func(a, b *corev1.Service) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	taken := map[netip.Addr]*corev1.Service{}
 	out := map[*corev1.Service]share{}
-	wish := func(s *corev1.Service) string {
+	wish := func(s *corev1.Service) netip.Addr {
 		if a, err := netip.ParseAddr(requested(s)); err == nil && familyOf(a) == family {
-			return a.String()
+			return a
 		}
-		return ""
+		return netip.Addr{}
 	}
 	// First those that have what they ask for, then who asks for one by name, then the rest.
 	for _, pass := range []func(*corev1.Service) bool{
 		func(s *corev1.Service) bool {
 			a := granted(s, family)
-			return contains(pool, a) && (wish(s) == "" || wish(s) == a.String())
+			return contains(pool, a) && (!wish(s).IsValid() || wish(s) == a)
 		},
-		func(s *corev1.Service) bool { return wish(s) != "" },
+		func(s *corev1.Service) bool { return wish(s).IsValid() },
 		func(*corev1.Service) bool { return true },
 	} {
 		for _, s := range services {
@@ -167,17 +167,14 @@ func assignOf(family corev1.IPFamily, services []*corev1.Service, pool []Address
 	return out
 }
 
-// choose is the address for a Service that wishes for that one ("" for any) and has had has.
-func choose(wish string, has netip.Addr, pool []AddressRange, taken map[netip.Addr]*corev1.Service) share {
-	if wish != "" {
-		a, err := netip.ParseAddr(wish)
-		switch {
-		case err != nil || !contains(pool, a):
-			return share{refusal: fmt.Sprintf("loadBalancerIP %s is not among the cluster's load-balancer-addresses", wish)}
-		case taken[a] != nil:
-			return share{refusal: fmt.Sprintf("loadBalancerIP %s belongs to service %s/%s", wish, taken[a].Namespace, taken[a].Name)}
+// choose is the address for a Service that wishes for that one of the pool (invalid: for
+// any) and has had has.
+func choose(wish, has netip.Addr, pool []AddressRange, taken map[netip.Addr]*corev1.Service) share {
+	if wish.IsValid() {
+		if s := taken[wish]; s != nil {
+			return share{refusal: fmt.Sprintf("loadBalancerIP %s belongs to service %s/%s", wish, s.Namespace, s.Name)}
 		}
-		return share{addr: a}
+		return share{addr: wish}
 	}
 	if contains(pool, has) && taken[has] == nil {
 		return share{addr: has}
