@@ -3,7 +3,6 @@ package controller
 import (
 	"context"
 	"errors"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	"log/slog"
 	"net/netip"
 	"sync/atomic"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
