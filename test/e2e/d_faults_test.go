@@ -57,8 +57,12 @@ func lose(t *testing.T, f fault) {
 			others = append(others, h.Name)
 		}
 	}
+	proxy, err := shared.Host(others[0])
+	if err != nil {
+		t.Fatal(err)
+	}
 	load := startLoad(t, others[0], serviceURL, 50, 30*time.Second)
-	proxied := startLoad(t, "client", "http://"+ipOf(others[0])+"/", 50, 30*time.Second)
+	proxied := startLoad(t, "client", "http://"+proxy.IP+"/", 50, 30*time.Second)
 	time.Sleep(time.Second) // the load runs before the fault
 	at := time.Now()
 	if err := f.hurt(t.Context(), victim); err != nil {
@@ -116,15 +120,6 @@ func lastFailure(at time.Time, r report) time.Duration {
 		return 0
 	}
 	return r.LastFailure.Sub(at)
-}
-
-func ipOf(host string) string {
-	for _, h := range shared.Hosts {
-		if h.Name == host {
-			return h.IP
-		}
-	}
-	return ""
 }
 
 // A daemon that is killed takes no request with it: its pods are reached as before where the
