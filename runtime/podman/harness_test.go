@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -243,6 +246,23 @@ func buildGuest(t testing.TB) string {
 
 func newRuntime(t testing.TB, socket, owner string) *Runtime {
 	return newRuntimeWith(t, Config{Socket: socket, Owner: owner})
+}
+
+// fakePodman is a Runtime of a Podman of that version, which is nothing but those answers.
+func fakePodman(t *testing.T, version string, answer http.HandlerFunc) *Runtime {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Libpod-API-Version", version)
+		answer(w, r)
+	})}
+	go server.Serve(l)
+	t.Cleanup(func() { server.Close() })
+	return newRuntimeWith(t, Config{Socket: socket, Owner: "test", Logger: slog.New(slog.DiscardHandler)})
 }
 
 func newRuntimeWith(t testing.TB, cfg Config) *Runtime {

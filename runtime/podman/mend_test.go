@@ -3,10 +3,7 @@ package podman
 import (
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -17,9 +14,7 @@ func TestMendWithoutList(t *testing.T) {
 	write(t, dir+"/overlay/l/x", "")
 	write(t, dir+"/overlay-layers/layers.json", "[]")
 	write(t, dir+"/overlay-images/images.json", `[{"id":"cccc","names":["localhost/web:1"],"layer":"bbbb"}]`)
-	mux := http.NewServeMux()
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Libpod-API-Version", "5.2.0")
+	rt := fakePodman(t, "5.2.0", func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case strings.HasSuffix(r.URL.Path, "/info"):
 			fmt.Fprintf(w, `{"version":{"Version":"5.2.0"},"store":{"graphRoot":%q}}`, dir)
@@ -28,18 +23,6 @@ func TestMendWithoutList(t *testing.T) {
 			_, _ = io.WriteString(w, `{"cause":"broken","message":"broken","response":500}`)
 		}
 	})
-	socket := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: mux}
-	go server.Serve(l)
-	defer server.Close()
-	rt, err := New(Config{Socket: socket, Owner: "test", Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
 	found, err := rt.Mend(t.Context(), false, func(string) bool { return false })
 	if err == nil || !strings.Contains(err.Error(), "list containers") {
 		t.Errorf("the error is %v", err)
@@ -57,9 +40,7 @@ func TestVerify(t *testing.T) {
 	} {
 		t.Run(version, func(t *testing.T) {
 			asked := make(chan string, 9)
-			mux := http.NewServeMux()
-			mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-				w.Header().Set("Libpod-API-Version", version)
+			rt := fakePodman(t, version, func(w http.ResponseWriter, r *http.Request) {
 				switch {
 				case strings.HasSuffix(r.URL.Path, "/info"):
 					fmt.Fprintf(w, `{"version":{"Version":%q}}`, version)
@@ -68,18 +49,6 @@ func TestVerify(t *testing.T) {
 					_, _ = io.WriteString(w, `{"Errors":true,"Layers":{"fedcba9876543210":["layer missing"]},"Images":{"0123456789abcdef":["layer content modified","layer missing"]},"Containers":null,"RemovedLayers":null}`)
 				}
 			})
-			socket := filepath.Join(t.TempDir(), "s")
-			l, err := net.Listen("unix", socket)
-			if err != nil {
-				t.Fatal(err)
-			}
-			server := &http.Server{Handler: mux}
-			go server.Serve(l)
-			defer server.Close()
-			rt, err := New(Config{Socket: socket, Owner: "test", Logger: slog.New(slog.DiscardHandler)})
-			if err != nil {
-				t.Fatal(err)
-			}
 			found, err := rt.Verify(t.Context())
 			if err != nil {
 				t.Fatal(err)
