@@ -36,14 +36,12 @@ type direct struct {
 	link netlink.Link
 }
 
-func (d *direct) up() (link netlink.Link, err error) {
-	d.link, err = LinkOf(d.cfg.Address)
-	return d.link, err
-}
+func (d *direct) up() error { return d.move(d.cfg.Address, d.cfg.MTU) }
 
-func (d *direct) add(Peer, *Peer) error { return nil }
-func (d *direct) remove(Peer) error     { return nil }
-func (d *direct) prune([]Peer) error    { return nil }
+func (d *direct) add(Peer) error     { return nil }
+func (d *direct) remove(Peer) error  { return nil }
+func (d *direct) prune([]Peer) error { return nil }
+
 func (d *direct) move(address netip.Addr, _ int) error {
 	link, err := LinkOf(address)
 	if err == nil {

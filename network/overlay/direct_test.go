@@ -28,10 +28,10 @@ func TestOnlyNoAddress(t *testing.T) {
 // A machine that is not at the address yet keeps what it has.
 func TestDirectKeepsItsDevice(t *testing.T) {
 	d := &direct{cfg: Config{Address: netip.MustParseAddr("127.0.0.1")}}
-	link, err := d.up()
-	if err != nil {
+	if err := d.up(); err != nil {
 		t.Fatal(err)
 	}
+	link := d.link
 	if err := d.move(netip.MustParseAddr("192.0.2.77"), 1500); err == nil {
 		t.Error("an address that the machine has not was taken")
 	}

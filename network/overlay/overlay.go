@@ -84,10 +84,10 @@ func (c Config) own(cidr netip.Prefix) netip.Addr {
 
 // backend is one way to reach peers. Its methods are called one at a time.
 type backend interface {
-	// up makes the device exist, or adopts it, and returns it.
-	up() (netlink.Link, error)
-	// add makes a peer reachable; old is what it replaces, or nil.
-	add(p Peer, old *Peer) error
+	// up makes the device exist, or adopts it.
+	up() error
+	// add makes a peer reachable, also where it was known at another endpoint.
+	add(p Peer) error
 	remove(p Peer) error
 	// route is the route to cidr, a pod range of p, without destination, source and protocol.
 	route(p Peer, cidr netip.Prefix) (netlink.Route, error)
@@ -159,7 +159,7 @@ func Open(kind string, cfg Config) (*Overlay, error) {
 	case "direct":
 		o.b = &direct{cfg: cfg}
 	}
-	if _, err := o.b.up(); err != nil {
+	if err := o.b.up(); err != nil {
 		return nil, errors.Join(fmt.Errorf("bring up %s network: %w", kind, err), o.b.close())
 	}
 	return o, nil
@@ -205,16 +205,12 @@ func (o *Overlay) SetPeers(peers []Peer) error {
 }
 
 func (o *Overlay) set(p Peer) error {
-	old, seen := o.peers[p.Name]
-	if seen && old.whole && old.equal(p) {
+	old := o.peers[p.Name]
+	if old.whole && old.equal(p) {
 		return nil
 	}
 	if !old.added || old.Endpoint != p.Endpoint {
-		var prev *Peer
-		if seen {
-			prev = &old.Peer
-		}
-		if err := o.b.add(p, prev); err != nil {
+		if err := o.b.add(p); err != nil {
 			return err
 		}
 	}

@@ -23,10 +23,10 @@ type userWireGuard struct {
 	dev  *device.Device
 }
 
-func (w *userWireGuard) up() (netlink.Link, error) {
+func (w *userWireGuard) up() error {
 	t, err := tun.CreateTUN(WireGuardDevice, w.cfg.MTU)
 	if err != nil {
-		return nil, fmt.Errorf("create device %s: %w; is /dev/net/tun there and usable?", WireGuardDevice, err)
+		return fmt.Errorf("create device %s: %w; is /dev/net/tun there and usable?", WireGuardDevice, err)
 	}
 	log := &device.Logger{
 		Verbosef: func(string, ...any) {}, // a line for each packet of a handshake
@@ -37,21 +37,21 @@ func (w *userWireGuard) up() (netlink.Link, error) {
 	inside, outside := bounded(t, conn.NewDefaultBind(), w.cfg.MTU)
 	w.dev = device.NewDevice(inside, outside, log)
 	if err := w.dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(w.cfg.Key[:]), w.cfg.Port)); err != nil {
-		return nil, fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
+		return fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
 	}
 	if err := w.dev.Up(); err != nil {
-		return nil, fmt.Errorf("listen on UDP port %d for WireGuard: %w", w.cfg.Port, err)
+		return fmt.Errorf("listen on UDP port %d for WireGuard: %w", w.cfg.Port, err)
 	}
 	if w.link, err = netlink.LinkByName(WireGuardDevice); err != nil {
-		return nil, fmt.Errorf("find device %s: %w", WireGuardDevice, err)
+		return fmt.Errorf("find device %s: %w", WireGuardDevice, err)
 	}
 	if err := sysctl.Device(WireGuardDevice, w.cfg.ipv6()); err != nil {
-		return nil, err
+		return err
 	}
-	return w.link, netlink.LinkSetUp(w.link)
+	return netlink.LinkSetUp(w.link)
 }
 
-func (w *userWireGuard) add(p Peer, _ *Peer) error {
+func (w *userWireGuard) add(p Peer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(p.WireGuardKey[:]))
 	fmt.Fprintf(&b, "endpoint=%s\n", netip.AddrPortFrom(p.Endpoint, uint16(w.cfg.Port)))

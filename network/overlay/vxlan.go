@@ -25,7 +25,7 @@ type vxlan struct {
 	link netlink.Link
 }
 
-func (v *vxlan) up() (netlink.Link, error) {
+func (v *vxlan) up() error {
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: VXLANDevice, MTU: v.cfg.MTU, HardwareAddr: hardwareAddr(v.cfg.Own[0]), TxQLen: -1},
 		VxlanId:   vxlanID, Port: vxlanPort, SrcAddr: v.cfg.Address.AsSlice(),
@@ -36,32 +36,31 @@ func (v *vxlan) up() (netlink.Link, error) {
 		if ok && have.VxlanId == vxlanID && have.Port == vxlanPort && have.SrcAddr.Equal(want.SrcAddr) &&
 			bytes.Equal(have.HardwareAddr, want.HardwareAddr) {
 			v.link = link
-			return link, errors.Join(netlink.LinkSetMTU(link, v.cfg.MTU), sysctl.Device(VXLANDevice, v.cfg.ipv6()), netlink.LinkSetUp(link))
+			return errors.Join(netlink.LinkSetMTU(link, v.cfg.MTU), sysctl.Device(VXLANDevice, v.cfg.ipv6()), netlink.LinkSetUp(link))
 		}
 		if err := netlink.LinkDel(link); err != nil { // this machine's address has changed
-			return nil, fmt.Errorf("replace device %s: %w", VXLANDevice, err)
+			return fmt.Errorf("replace device %s: %w", VXLANDevice, err)
 		}
 	} else if !errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil, fmt.Errorf("find device %s: %w", VXLANDevice, err)
+		return fmt.Errorf("find device %s: %w", VXLANDevice, err)
 	}
 	if err := netlink.LinkAdd(want); err != nil {
-		return nil, fmt.Errorf("create device %s: %w; does the kernel have vxlan?", VXLANDevice, err)
+		return fmt.Errorf("create device %s: %w; does the kernel have vxlan?", VXLANDevice, err)
 	}
 	if link, err = netlink.LinkByName(VXLANDevice); err != nil {
-		return nil, fmt.Errorf("find device %s: %w", VXLANDevice, err)
+		return fmt.Errorf("find device %s: %w", VXLANDevice, err)
 	}
 	v.link = link
 	if err := sysctl.Device(VXLANDevice, v.cfg.ipv6()); err != nil {
-		return nil, err
+		return err
 	}
-	return v.link, netlink.LinkSetUp(v.link)
+	return netlink.LinkSetUp(v.link)
 }
 
 // move makes the device anew: it sends from the address that it was made with.
 func (v *vxlan) move(address netip.Addr, mtu int) error {
 	v.cfg.Address, v.cfg.MTU = address, mtu
-	_, err := v.up()
-	return err
+	return v.up()
 }
 
 // hardwareAddr is a locally administered address with what tells peers apart in a pod
@@ -94,25 +93,21 @@ func gateway(p Peer, cidr netip.Prefix) netip.Addr {
 // entries are the neighbour entries of the peer's next hops, and the forwarding entry that
 // says behind which machine their hardware address is.
 func (v *vxlan) entries(p Peer) (all []netlink.Neigh) {
-	entry := func(family int, ip netip.Addr) netlink.Neigh {
-		return netlink.Neigh{LinkIndex: v.link.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: peerHardwareAddr(p)}
+	entry := func(ip netip.Addr) netlink.Neigh {
+		return netlink.Neigh{LinkIndex: v.link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: peerHardwareAddr(p)}
 	}
-	fdb := entry(unix.AF_BRIDGE, p.Endpoint)
-	fdb.Flags = netlink.NTF_SELF
+	fdb := entry(p.Endpoint)
+	fdb.Family, fdb.Flags = unix.AF_BRIDGE, netlink.NTF_SELF
 	all = append(all, fdb)
 	for _, cidr := range p.PodCIDRs {
-		switch {
-		case !v.cfg.own(cidr).IsValid():
-		case cidr.Addr().Is4():
-			all = append(all, entry(unix.AF_INET, gateway(p, cidr)))
-		default:
-			all = append(all, entry(unix.AF_INET6, gateway(p, cidr)))
+		if v.cfg.own(cidr).IsValid() {
+			all = append(all, entry(gateway(p, cidr))) // of the address's family
 		}
 	}
 	return all
 }
 
-func (v *vxlan) add(p Peer, _ *Peer) error {
+func (v *vxlan) add(p Peer) error {
 	if p.Endpoint.Is4() != v.cfg.Address.Is4() {
 		return fmt.Errorf("it is known at %s and this machine at %s: the backend vxlan needs both of one IP family", p.Endpoint, v.cfg.Address)
 	}

@@ -48,32 +48,32 @@ type kernelWireGuard struct {
 	ctl  *wgctrl.Client
 }
 
-func (w *kernelWireGuard) up() (netlink.Link, error) {
+func (w *kernelWireGuard) up() error {
 	var err error
 	if w.link, err = netlink.LinkByName(WireGuardDevice); err != nil {
-		return nil, fmt.Errorf("find device %s: %w", WireGuardDevice, err)
+		return fmt.Errorf("find device %s: %w", WireGuardDevice, err)
 	}
 	if w.ctl, err = wgctrl.New(); err != nil {
-		return nil, fmt.Errorf("open WireGuard control: %w", err)
+		return fmt.Errorf("open WireGuard control: %w", err)
 	}
 	key := wgtypes.Key(w.cfg.Key)
 	if err := w.ctl.ConfigureDevice(WireGuardDevice, wgtypes.Config{PrivateKey: &key, ListenPort: &w.cfg.Port}); err != nil {
-		return nil, fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
+		return fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
 	}
 	if err := netlink.LinkSetMTU(w.link, w.cfg.MTU); err != nil {
-		return nil, fmt.Errorf("set MTU of %s: %w", WireGuardDevice, err)
+		return fmt.Errorf("set MTU of %s: %w", WireGuardDevice, err)
 	}
 	if err := sysctl.Device(WireGuardDevice, w.cfg.ipv6()); err != nil {
-		return nil, err
+		return err
 	}
-	return w.link, netlink.LinkSetUp(w.link)
+	return netlink.LinkSetUp(w.link)
 }
 
 func (w *kernelWireGuard) configure(p wgtypes.PeerConfig) error {
 	return w.ctl.ConfigureDevice(WireGuardDevice, wgtypes.Config{Peers: []wgtypes.PeerConfig{p}})
 }
 
-func (w *kernelWireGuard) add(p Peer, _ *Peer) error {
+func (w *kernelWireGuard) add(p Peer) error {
 	var allowed []net.IPNet
 	for _, cidr := range p.PodCIDRs {
 		allowed = append(allowed, *ipNet(cidr))
