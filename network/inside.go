@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,40 +32,30 @@ func (n *Network) Inside(ctx context.Context, uid string, f func(Dial)) (err err
 }
 
 // namespace makes one, which has a thread until leave is called.
-func namespace() (ns *os.File, tid int, leave func(), err error) {
+func namespace() (ns netns.NsHandle, tid int, leave func(), err error) {
 	made, left := make(chan error), make(chan struct{})
 	go onOwnThread(func() {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			made <- err
-			return
-		}
 		tid = unix.Gettid()
 		var err error
-		ns, err = os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", tid))
+		ns, err = netns.New()
 		made <- err
 		<-left
 	})
+	leave = func() { close(left) }
 	if err := <-made; err != nil {
-		close(left)
-		return nil, 0, nil, err
+		leave()
+		return netns.None(), 0, nil, err
 	}
-	return ns, tid, func() { close(left) }, nil
+	return ns, tid, leave, nil
 }
 
-// dialIn makes sockets in another network namespace. Each is made on a thread of its own, which
-// moves there and ends.
-func dialIn(ns *os.File) Dial {
+// dialIn makes sockets in another network namespace.
+func dialIn(ns netns.NsHandle) Dial {
 	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		done := make(chan struct{})
-		go onOwnThread(func() {
-			defer close(done)
-			if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				err = fmt.Errorf("enter the network namespace: %w", err)
-				return
-			}
+		err = inNamespace(ns, func() (err error) {
 			conn, err = new(net.Dialer).DialContext(ctx, network, address)
+			return err
 		})
-		<-done
 		return conn, err
 	}
 }

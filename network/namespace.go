@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inNamespace runs f on a thread that is in the network namespace ns.
+// inNamespace runs f on a thread that is in the network namespace ns, and waits for it.
 func inNamespace(ns netns.NsHandle, f func() error) error {
 	done := make(chan error, 1)
 	go onOwnThread(func() {
 		if err := netns.Set(ns); err != nil {
-			done <- fmt.Errorf("enter the pod's network namespace: %w", err)
+			done <- fmt.Errorf("enter a network namespace: %w", err)
 			return
 		}
 		done <- f()
