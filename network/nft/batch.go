@@ -104,7 +104,7 @@ func (b *batch) deleteElement(set string, s Set, key, value string) {
 
 func (b *batch) element(kind, flags uint16, set string, s Set, key, value string) {
 	raw, ok := encodeKey(strings.TrimSuffix(s.Type, " : verdict"), key)
-	element := []attr{value1(unix.NFTA_SET_ELEM_KEY, raw)}
+	element := []attr{dataValue(unix.NFTA_SET_ELEM_KEY, raw)}
 	if s.Map {
 		chain, jumps := strings.CutPrefix(value, "goto ")
 		ok = ok && jumps && strings.HasSuffix(s.Type, " : verdict")
@@ -118,7 +118,7 @@ func (b *batch) element(kind, flags uint16, set string, s Set, key, value string
 		nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, nested(unix.NFTA_LIST_ELEM, element...)))
 }
 
-func value1(kind uint16, raw []byte) attr {
+func dataValue(kind uint16, raw []byte) attr {
 	return nested(kind, attr{unix.NFTA_DATA_VALUE, raw})
 }
 

@@ -27,7 +27,7 @@ func (b *batch) expressions(words []string) (out []attr, ok bool) {
 			}
 			n, exprs = 3, []attr{
 				expr("meta", number(unix.NFTA_META_DREG, reg1), number(unix.NFTA_META_KEY, unix.NFT_META_L4PROTO)),
-				expr("cmp", number(unix.NFTA_CMP_SREG, reg1), number(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ), value1(unix.NFTA_CMP_DATA, []byte{proto})),
+				expr("cmp", number(unix.NFTA_CMP_SREG, reg1), number(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ), dataValue(unix.NFTA_CMP_DATA, []byte{proto})),
 			}
 		case match(words, "dnat", "to", "*"):
 			n, exprs = 3, b.dnat(words[2])
@@ -97,8 +97,8 @@ func (b *batch) dnat(to string) []attr {
 	}
 	const portSpecified = 2 // NF_NAT_RANGE_PROTO_SPECIFIED
 	return []attr{
-		immediate(value1(unix.NFTA_IMMEDIATE_DATA, at.Addr().AsSlice()), reg1),
-		immediate(value1(unix.NFTA_IMMEDIATE_DATA, binary.BigEndian.AppendUint16(nil, at.Port())), reg2),
+		immediate(dataValue(unix.NFTA_IMMEDIATE_DATA, at.Addr().AsSlice()), reg1),
+		immediate(dataValue(unix.NFTA_IMMEDIATE_DATA, binary.BigEndian.AppendUint16(nil, at.Port())), reg2),
 		b.nat(reg2, number(unix.NFTA_NAT_FLAGS, portSpecified)),
 	}
 }
@@ -115,7 +115,7 @@ func (b *batch) dnatMap(words []string) []attr {
 	for i, e := range elements {
 		raw, good := encodeKey(AddressType(b.family)+" . inet_service", e)
 		ok = ok && good
-		of = append(of, nested(unix.NFTA_LIST_ELEM, value1(unix.NFTA_SET_ELEM_KEY, binary.NativeEndian.AppendUint32(nil, uint32(i))), value1(unix.NFTA_SET_ELEM_DATA, raw)))
+		of = append(of, nested(unix.NFTA_LIST_ELEM, dataValue(unix.NFTA_SET_ELEM_KEY, binary.NativeEndian.AppendUint32(nil, uint32(i))), dataValue(unix.NFTA_SET_ELEM_DATA, raw)))
 	}
 	if !ok {
 		return nil
@@ -133,13 +133,12 @@ func (b *batch) verdictMap(words []string) []attr {
 	for i, e := range elements {
 		chain, jumps := strings.CutPrefix(e, "goto ")
 		ok = ok && jumps
-		of = append(of, nested(unix.NFTA_LIST_ELEM, value1(unix.NFTA_SET_ELEM_KEY, binary.NativeEndian.AppendUint32(nil, uint32(i))), verdict(unix.NFTA_SET_ELEM_DATA, unix.NFT_GOTO, chain)))
+		of = append(of, nested(unix.NFTA_LIST_ELEM, dataValue(unix.NFTA_SET_ELEM_KEY, binary.NativeEndian.AppendUint32(nil, uint32(i))), verdict(unix.NFTA_SET_ELEM_DATA, unix.NFT_GOTO, chain)))
 	}
 	if !ok {
 		return nil
 	}
-	verdictType := int32(unix.NFT_DATA_VERDICT - 1<<32)
-	id := b.anonymous(of, nil, number(unix.NFTA_SET_DATA_TYPE, uint32(verdictType)))
+	id := b.anonymous(of, nil, number(unix.NFTA_SET_DATA_TYPE, unix.NFT_DATA_VERDICT))
 	return []attr{numgen, lookup(id, unix.NFT_REG_VERDICT)}
 }
 

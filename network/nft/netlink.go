@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
@@ -22,7 +21,7 @@ type batch struct {
 	buf      []byte
 	last     int // where the last message begins
 	messages uint32
-	sets     uint32 // anonymous ones so far
+	sets     uint32 // added so far
 }
 
 // batchSize bounds a transaction, in bytes: what is larger is no small change, and a socket
@@ -125,13 +124,13 @@ func (b *batch) send() error {
 	return answers(fd)
 }
 
-// answers reads what a batch came to. The kernel has worked it off when it has taken it, so
-// that there is nothing to wait for.
+// answers reads what a batch came to: each answer is a datagram with one message. The kernel has
+// worked the batch off when it has taken it, so that there is nothing to wait for.
 func answers(fd int) error {
-	buf := make([]byte, 16<<10)
+	var buf [unix.SizeofNlMsghdr + 4]byte // up to the code; what a refused message was is known
 	consent := false
 	for {
-		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
+		n, _, err := unix.Recvfrom(fd, buf[:], unix.MSG_DONTWAIT)
 		switch {
 		case errors.Is(err, unix.EAGAIN) && consent:
 			return nil
@@ -141,20 +140,12 @@ func answers(fd int) error {
 			continue
 		case err != nil:
 			return fmt.Errorf("read answer of nf_tables: %w", err)
+		case n < len(buf) || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR:
+			continue
 		}
-		for rest := buf[:n]; len(rest) >= unix.SizeofNlMsghdr+4; {
-			header := (*unix.NlMsghdr)(unsafe.Pointer(&rest[0]))
-			if header.Type == unix.NLMSG_ERROR {
-				if code := int32(binary.NativeEndian.Uint32(rest[unix.SizeofNlMsghdr:])); code != 0 {
-					return refusal{fmt.Errorf("nf_tables refuses message %d: %w", header.Seq, unix.Errno(-code))}
-				}
-				consent = true
-			}
-			size := (int(header.Len) + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1)
-			if size < unix.SizeofNlMsghdr || size > len(rest) {
-				break
-			}
-			rest = rest[size:]
+		if code := int32(binary.NativeEndian.Uint32(buf[unix.SizeofNlMsghdr:])); code != 0 {
+			return refusal{fmt.Errorf("nf_tables refuses message %d: %w", binary.NativeEndian.Uint32(buf[8:]), unix.Errno(-code))}
 		}
+		consent = true
 	}
 }
