@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"log/slog"
 	"os/exec"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -57,14 +55,6 @@ func TestDirectIsWhatTheProgramWrites(t *testing.T) {
 				s.Sets["names"] = nft.Set{Type: "ifname . " + address, Elements: names}
 				return s
 			}
-			list := func() string {
-				t.Helper()
-				out, err := exec.Command("nft", "list", "table", string(family), "rookery").CombinedOutput()
-				if err != nil {
-					t.Fatalf("%v: %s", err, out)
-				}
-				return counters.ReplaceAllString(string(out), "")
-			}
 			kernel, err := knftables.New(family, "rookery")
 			if err != nil {
 				t.Fatal(err)
@@ -81,7 +71,7 @@ func TestDirectIsWhatTheProgramWrites(t *testing.T) {
 					t.Fatal(err)
 				}
 				sweep(t, table)
-				return list()
+				return nfttest.List(t, family, "rookery")
 			}
 			before := set(program, state(false))
 			want := set(program, state(true))
@@ -92,10 +82,10 @@ func TestDirectIsWhatTheProgramWrites(t *testing.T) {
 				t.Errorf("got:\n%s\nwant:\n%s", got, before)
 			}
 			log.Reset()
-			if got := set(direct, state(true)); sorted(got) != sorted(want) {
+			if got := set(direct, state(true)); got != want {
 				t.Errorf("got:\n%s\nwant:\n%s", got, want)
 			}
-			if got := set(direct, state(false)); sorted(got) != sorted(before) {
+			if got := set(direct, state(false)); got != before {
 				t.Errorf("back again:\n%s\nwant:\n%s", got, before)
 			}
 			if said := log.String(); strings.Contains(said, "operations=") || strings.Contains(said, "did not take") {
@@ -148,28 +138,4 @@ func TestDirectAfterAFlush(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "goto two") || !strings.Contains(string(out), "accept") {
 		t.Errorf("%v: %s", err, out)
 	}
-}
-
-var counters = regexp.MustCompile(` expires \S+| # handle \d+`)
-
-// sorted is the text without the order of what has none.
-func sorted(text string) string {
-	blocks := strings.Split(strings.TrimSuffix(strings.TrimSpace(text), "}"), "\n\n")
-	for i, b := range blocks {
-		blocks[i] = strings.TrimSpace(strings.TrimPrefix(b, blocks[0][:strings.Index(blocks[0], "\n")+1]))
-	}
-	return strings.Join(order(blocks), "\n\n")
-}
-
-func order(blocks []string) []string {
-	for i, b := range blocks {
-		if head, rest, ok := strings.Cut(b, "elements = {"); ok {
-			parts := strings.FieldsFunc(rest, func(r rune) bool { return r == ',' || r == '\n' || r == '{' || r == '}' })
-			for j := range parts {
-				parts[j] = strings.TrimSpace(parts[j])
-			}
-			blocks[i] = head + strings.Join(slices.Sorted(slices.Values(parts)), ", ")
-		}
-	}
-	return slices.Sorted(slices.Values(blocks))
 }

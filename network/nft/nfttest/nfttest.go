@@ -67,7 +67,7 @@ func Walk(t *testing.T, family knftables.Family, steps int, next func(step int) 
 			t.Fatalf("step %d: a fresh start: %v", step, err)
 		}
 		// What nothing refers to any more is emptied at once, and goes later.
-		if got, want := withoutEmpty(list(t, family, "walk")), withoutEmpty(list(t, family, "fresh")); got != want {
+		if got, want := withoutEmpty(List(t, family, "walk")), withoutEmpty(List(t, family, "fresh")); got != want {
 			t.Fatalf("step %d: after the walk:\n%s\nfresh:\n%s", step, got, want)
 		}
 		if err := fresh.Delete(t.Context()); err != nil {
@@ -96,8 +96,9 @@ func direct(t testing.TB, family knftables.Family) *nft.Table {
 	return table
 }
 
-// list is the kernel's rules, without what counts and in an order of its own.
-func list(t testing.TB, family knftables.Family, name string) string {
+// List is the table in the kernel as text, without what counts and in an order that does not
+// tell how it came there.
+func List(t testing.TB, family knftables.Family, name string) string {
 	t.Helper()
 	out, err := exec.Command("nft", "--stateless", "list", "table", string(family), name).CombinedOutput()
 	if err != nil {
