@@ -57,25 +57,13 @@ func (a *arp) listen([]netip.Addr) error { return nil }
 
 // answer is [responder]'s.
 func (a *arp) answer(mine func(netip.Addr) bool) error {
-	buf := make([]byte, 256)
-	for {
-		n, err := a.file.Read(buf)
-		switch {
-		case errors.Is(err, os.ErrClosed):
-			return nil
-		case errors.Is(err, unix.ENOBUFS):
-			continue
-		case err != nil:
-			return fmt.Errorf("read ARP: %w", err)
-		}
-		who, whoseMAC, target, ok := request(buf[:n])
+	return answer(a.file, func(question []byte) []byte {
+		who, whoseMAC, target, ok := request(question)
 		if !ok || !mine(target) {
-			continue
+			return nil
 		}
-		if err := send(a.file, frame(opReply, a.mac, whoseMAC, target, whoseMAC, who)); err != nil {
-			return err
-		}
-	}
+		return frame(opReply, a.mac, whoseMAC, target, whoseMAC, who)
+	})
 }
 
 // announce tells everybody on the segment that the address is here, in both forms that
@@ -86,6 +74,27 @@ func (a *arp) announce(addr netip.Addr) error {
 		send(a.file, frame(opRequest, a.mac, all, addr, make(net.HardwareAddr, 6), addr)),
 		send(a.file, frame(opReply, a.mac, all, addr, all, addr)),
 	)
+}
+
+// answer sends what reply makes of each frame, unless that is nil, until the file is closed.
+func answer(file *os.File, reply func(frame []byte) []byte) error {
+	buf := make([]byte, 256)
+	for {
+		n, err := file.Read(buf)
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			continue
+		case err != nil:
+			return fmt.Errorf("read %s: %w", strings.ToUpper(file.Name()), err)
+		}
+		if f := reply(buf[:n]); f != nil {
+			if err := send(file, f); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func send(to *os.File, frame []byte) error {

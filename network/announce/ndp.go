@@ -105,29 +105,17 @@ func (n *ndp) listen(addrs []netip.Addr) error {
 
 // answer is [responder]'s.
 func (n *ndp) answer(mine func(netip.Addr) bool) error {
-	buf := make([]byte, 256)
-	for {
-		size, err := n.file.Read(buf)
-		switch {
-		case errors.Is(err, os.ErrClosed):
-			return nil
-		case errors.Is(err, unix.ENOBUFS):
-			continue
-		case err != nil:
-			return fmt.Errorf("read NDP: %w", err)
-		}
-		who, mac, target, ok := solicitation(buf[:size])
+	return answer(n.file, func(question []byte) []byte {
+		who, mac, target, ok := solicitation(question)
 		if !ok || !mine(target) {
-			continue
+			return nil
 		}
 		flags := uint32(flagSolicited | flagOverride)
 		if who.IsUnspecified() { // somebody wants to take the address for himself (RFC 4862, section 5.4)
 			who, mac, flags = allNodes(), multicastMAC(allNodes()), flagOverride
 		}
-		if err := send(n.file, advertisement(n.mac, mac, target, who, flags)); err != nil {
-			return err
-		}
-	}
+		return advertisement(n.mac, mac, target, who, flags)
+	})
 }
 
 // announce tells everybody on the segment that the address is here (section 7.2.6).
