@@ -199,17 +199,22 @@ func (c *Controller) sync(ctx context.Context) error {
 		return err
 	}
 	isolated := map[direction]int{}
+	var errs []error
 	for i, self := range c.cfg.Families {
 		m, err := compile(o, self)
 		if err != nil && i == 0 { // the same in each
 			c.cfg.Log.Error("a network policy is not readable: that part of it allows nothing", "error", err)
 		}
 		if err := c.write(ctx, m); err != nil {
-			return err
+			errs = append(errs, err)
+			continue // the other family is not to wait for it
 		}
 		for dir, pods := range m.isolated { // a pod has an address of each family
 			isolated[dir] = max(isolated[dir], len(pods))
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
