@@ -49,10 +49,7 @@ func (p Port) everywhere() bool { return !p.IP.IsValid() || p.IP.IsUnspecified()
 
 // clashes: nobody could tell for which of the two a packet is.
 func (p Port) clashes(o Port) bool {
-	if p.Proto != o.Proto || p.Host != o.Host {
-		return false
-	}
-	return p.IP == o.IP || p.everywhere() && (!o.IP.IsValid() || p.of(o.IP)) || o.everywhere() && (!p.IP.IsValid() || o.of(p.IP))
+	return p.Proto == o.Proto && p.Host == o.Host && (!o.IP.IsValid() || p.of(o.IP)) && (p.IP == o.IP || p.everywhere() || o.everywhere())
 }
 
 // Of are the ports that containers ask for. As upstream, a hostIP of 0.0.0.0 or :: means
