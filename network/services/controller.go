@@ -227,6 +227,7 @@ func (c *Controller) sync(ctx context.Context) error {
 	}
 	sortByName(services)
 	sortByName(endpointSlices)
+	bySvc := byService(endpointSlices)
 	zone := ""
 	if c.cfg.Zone != nil {
 		zone = c.cfg.Zone()
@@ -236,7 +237,7 @@ func (c *Controller) sync(ctx context.Context) error {
 		f := &c.families[i]
 		self := f.self
 		self.Zone = zone
-		want := f.computer.desired(services, endpointSlices, c.cfg.Split, c.cfg.Alive, self)
+		want := f.computer.desired(services, bySvc, c.cfg.Split, c.cfg.Alive, self)
 		err := c.cfg.Rules.Apply(ctx, self.family(), c.cfg.Section, want.rules)
 		if f.current = err == nil; !f.current {
 			errs = append(errs, err)

@@ -58,7 +58,7 @@ type table struct {
 
 // desired computes the table of self's family. It is pure; alive is asked for other nodes only.
 func desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
-	return (&computer{}).desired(services, endpointSlices, split, alive, self)
+	return (&computer{}).desired(services, byService(endpointSlices), split, alive, self)
 }
 
 // computer computes tables of one family, and remembers what a Service came to as long as nothing that
@@ -92,13 +92,18 @@ func (p part) still(svc *corev1.Service, of []*discoveryv1.EndpointSlice, split 
 	return true
 }
 
-func (c *computer) desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
-	t := newTable(roomFor(c.last, base(self)))
-	bySvc := make(map[types.NamespacedName][]*discoveryv1.EndpointSlice, len(services))
+// byService are the slices of each Service, in their order.
+func byService(endpointSlices []*discoveryv1.EndpointSlice) map[types.NamespacedName][]*discoveryv1.EndpointSlice {
+	out := make(map[types.NamespacedName][]*discoveryv1.EndpointSlice, len(endpointSlices))
 	for _, s := range endpointSlices {
 		key := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
-		bySvc[key] = append(bySvc[key], s)
+		out[key] = append(out[key], s)
 	}
+	return out
+}
+
+func (c *computer) desired(services []*corev1.Service, bySvc map[types.NamespacedName][]*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
+	t := newTable(roomFor(c.last, base(self)))
 	known := make(map[types.NamespacedName]part, len(services))
 	for _, svc := range services {
 		key := types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}

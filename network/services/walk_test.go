@@ -84,7 +84,7 @@ func walk(t *testing.T, self Self) {
 			of = append(of, endpoints[i]...)
 		}
 		lives := func(node string) bool { return !dead[node] }
-		got, want := c.desired(all, of, split, lives, self), desired(all, of, split, lives, self)
+		got, want := c.desired(all, byService(of), split, lives, self), desired(all, of, split, lives, self)
 		if !reflect.DeepEqual(got, want) {
 			t.Fatalf("what is remembered is not what is:\n%v, want\n%v", got, want)
 		}
@@ -104,7 +104,7 @@ func BenchmarkOneEndpoint(b *testing.B) {
 			services, endpointSlices := objects(b, n)
 			var c computer
 			set := func() {
-				if err := table.Set(b.Context(), "services", c.desired(services, endpointSlices, nil, alive, self()).rules); err != nil {
+				if err := table.Set(b.Context(), "services", c.desired(services, byService(endpointSlices), nil, alive, self()).rules); err != nil {
 					b.Fatal(err)
 				}
 			}
