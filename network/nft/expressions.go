@@ -81,11 +81,7 @@ func (b *batch) source() attr {
 }
 
 func (b *batch) nat(port uint32, more ...attr) attr {
-	family := uint32(unix.NFPROTO_IPV4)
-	if b.family == knftables.IPv6Family {
-		family = unix.NFPROTO_IPV6
-	}
-	return expr("nat", append([]attr{number(unix.NFTA_NAT_TYPE, unix.NFT_NAT_DNAT), number(unix.NFTA_NAT_FAMILY, family),
+	return expr("nat", append([]attr{number(unix.NFTA_NAT_TYPE, unix.NFT_NAT_DNAT), number(unix.NFTA_NAT_FAMILY, uint32(b.proto())),
 		number(unix.NFTA_NAT_REG_ADDR_MIN, reg1), number(unix.NFTA_NAT_REG_PROTO_MIN, port)}, more...)...)
 }
 

@@ -71,14 +71,18 @@ func (b *batch) message(kind, flags uint16, attrs ...attr) {
 	}
 }
 
+// proto is the family's number in the kernel.
+func (b *batch) proto() byte {
+	if b.family == knftables.IPv6Family {
+		return unix.NFPROTO_IPV6
+	}
+	return unix.NFPROTO_IPV4
+}
+
 // body is struct nfgenmsg and the attributes, which begin with the table: that is number 1 in
 // every kind of message.
 func (b *batch) body(attrs ...attr) []byte {
-	family := byte(unix.NFPROTO_IPV4)
-	if b.family == knftables.IPv6Family {
-		family = unix.NFPROTO_IPV6
-	}
-	return marshal([]byte{family, unix.NFNETLINK_V0, 0, 0}, append([]attr{text(1, b.table)}, attrs...))
+	return marshal([]byte{b.proto(), unix.NFNETLINK_V0, 0, 0}, append([]attr{text(1, b.table)}, attrs...))
 }
 
 func (b *batch) control(kind uint16) {

@@ -13,6 +13,7 @@ package nft
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,17 +58,7 @@ type Set struct {
 	Elements map[string]string
 }
 
-func (c Chain) sameRules(o Chain) bool {
-	if len(c.Rules) != len(o.Rules) {
-		return false
-	}
-	for i := range c.Rules {
-		if c.Rules[i] != o.Rules[i] {
-			return false
-		}
-	}
-	return true
-}
+func (c Chain) sameRules(o Chain) bool { return slices.Equal(c.Rules, o.Rules) }
 
 // mark is the comment of a chain's first rule. nft gives rules back in another
 // spelling than it was given, so equality with the kernel is decided by this hash.
