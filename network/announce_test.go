@@ -58,18 +58,18 @@ func TestAddressesOnTheLAN(t *testing.T) {
 	}
 	// Inside they answer as well, and what is no port of the Service is refused, not sent on.
 	for _, ip := range ips[:2] {
-		eventually(t, patience, func() string { return want(a.dial("tcp", port(ip, 80), 20), "a", "c") })
+		eventually(t, patience, func() string { return want(a.dial("tcp", port(ip, 80), enough), "a", "c") })
 		only(t, outside.dial("tcp", port(ip, 81), 1), refused)
 		only(t, h1.dial("tcp", port(ip, 81), 1), refused)
 	}
 	// So do the Service's own addresses, and the machines' for its NodePort, in both families.
 	for _, ip := range services[0].Spec.ClusterIPs {
-		eventually(t, patience, func() string { return want(a.dial("tcp", port(ip, 80), 20), "a", "c") })
-		eventually(t, patience, func() string { return want(h1.dial("udp", port(ip, 53), 20), "a", "c") })
+		eventually(t, patience, func() string { return want(a.dial("tcp", port(ip, 80), enough), "a", "c") })
+		eventually(t, patience, func() string { return want(h1.dial("udp", port(ip, 53), enough), "a", "c") })
 	}
 	for _, m := range []*machine{h1, h2} {
 		for _, ip := range []string{m.addr.String(), m.other.String()} {
-			eventually(t, patience, func() string { return want(outside.dial("tcp", port(ip, 30080), 20), "a", "c") })
+			eventually(t, patience, func() string { return want(outside.dial("tcp", port(ip, 30080), enough), "a", "c") })
 		}
 	}
 

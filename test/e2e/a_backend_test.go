@@ -15,7 +15,7 @@ func TestBackendChangesWhilePodsRun(t *testing.T) {
 	for _, backend := range []string{"vxlan", "direct", "wireguard"} {
 		use(t, backend)
 		for _, p := range before[:3] {
-			out := must(t, "h2", "rookery", "-n", "hello", "exec", p.Metadata.Name, "-c", "hello", "--", "/hello", "load", "-rate", "50", "-for", "2s", serviceURL)
+			out := must(t, "h2", "rookery", "-n", "hello", "exec", p.Metadata.Name, "-c", "hello", "--", "/hello", "load", "-rate", "100", "-for", "2s", serviceURL)
 			if r := decode(t, out); r.Failed > 0 || len(r.Pods) != 9 {
 				t.Errorf("over %s, from a pod on %s: %d of %d requests failed, %d pods answered; %v", backend, p.Spec.NodeName, r.Failed, r.Sent, len(r.Pods), r.Errors)
 			}
