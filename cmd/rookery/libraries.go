@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/capabilities"
 
+	_ "github.com/rundigitalplatform/rookery/cmd/rookery/quietqueues" // no work queue measures itself
 	"github.com/rundigitalplatform/rookery/controller"
 )
 
