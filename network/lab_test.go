@@ -42,10 +42,11 @@ type machine struct {
 	dir     string
 	backend string
 
-	cmd    *exec.Cmd
-	in     io.WriteCloser
-	out    *bufio.Reader
-	stderr *prefixed
+	started time.Time // the daemon
+	cmd     *exec.Cmd
+	in      io.WriteCloser
+	out     *bufio.Reader
+	stderr  *prefixed
 }
 
 func newLab(t testing.TB, hosts int, backend string) *lab {
@@ -165,7 +166,7 @@ func (m *machine) up(objects ...request) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.out = bufio.NewReader(out)
+	m.out, m.started = bufio.NewReader(out), time.Now()
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +283,7 @@ func (l *lab) peers(dead ...string) {
 
 // peer is the machine as the others know it.
 func (m *machine) peer(alive bool) network.Peer {
-	return network.Peer{Name: m.name, Endpoint: m.addr, Other: m.other, PodCIDRs: m.cidrs(), WireGuardKey: network.Key(m.key.PublicKey()), Alive: alive}
+	return network.Peer{Name: m.name, Endpoint: m.addr, Other: m.other, PodCIDRs: m.cidrs(), WireGuardKey: network.Key(m.key.PublicKey()), Started: m.started, Alive: alive}
 }
 
 // put hands objects to every running daemon, as an informer would.

@@ -101,11 +101,13 @@ func (p *peer) setRoutes(ctx context.Context) error {
 			return fmt.Errorf("read WireGuard key of %s: %w", r.Name, err)
 		}
 		at := r.Address
-		if m, ok := p.members.Member(r.Name); ok && m.Address.IsValid() {
+		m, _ := p.members.Member(r.Name) // zero: gossip has not met it
+		if m.Address.IsValid() {
 			at = m.Address
 		}
 		peers = append(peers, network.Peer{
-			Name: r.Name, Endpoint: at, Other: r.OtherAddress, PodCIDRs: settings.PeerCIDRs(r.PodCIDR), WireGuardKey: network.Key(key), Alive: p.live.alive(r.Name),
+			Name: r.Name, Endpoint: at, Other: r.OtherAddress, PodCIDRs: settings.PeerCIDRs(r.PodCIDR), WireGuardKey: network.Key(key),
+			Started: m.Started, Alive: p.live.alive(r.Name),
 		})
 	}
 	return errors.Join(p.network.SetAddress(ctx, p.self().Address), p.network.Use(ctx, p.registry.Backend()), p.network.SetPeers(ctx, peers))

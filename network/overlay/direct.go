@@ -40,6 +40,7 @@ func (d *direct) up() error { return d.move(d.cfg.Address, d.cfg.MTU) }
 
 func (d *direct) add(Peer) error     { return nil }
 func (d *direct) remove(Peer) error  { return nil }
+func (d *direct) forget(Peer) error  { return nil }
 func (d *direct) prune([]Peer) error { return nil }
 
 func (d *direct) move(address netip.Addr, _ int) error {

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -39,6 +40,8 @@ type Peer struct {
 	Other        netip.Addr     // its address of the other IP family there; zero: none is known
 	PodCIDRs     []netip.Prefix // its pod ranges, one of each family; the first address of each is its own
 	WireGuardKey Key            // public; only looked at by WireGuard
+	// Started is when its daemon did, by that machine's clock; zero: not known.
+	Started time.Time
 	// Alive false withdraws the route, so that senders get an error at once
 	// instead of silence. The rest is kept for its return.
 	Alive bool
@@ -46,7 +49,12 @@ type Peer struct {
 
 func (p Peer) equal(o Peer) bool {
 	return p.Name == o.Name && p.Endpoint == o.Endpoint && p.Other == o.Other && slices.Equal(p.PodCIDRs, o.PodCIDRs) &&
-		p.WireGuardKey == o.WireGuardKey && p.Alive == o.Alive
+		p.WireGuardKey == o.WireGuardKey && p.Started.Equal(o.Started) && p.Alive == o.Alive
+}
+
+// back tells whether p has restarted since it was o, or may have: it was away.
+func (p Peer) back(o Peer) bool {
+	return p.Alive && (!o.Alive || !o.Started.IsZero() && !p.Started.IsZero() && !p.Started.Equal(o.Started))
 }
 
 // address is that of the machine in the family of like; zero if it has none.
@@ -89,6 +97,8 @@ type backend interface {
 	// add makes a peer reachable, also where it was known at another endpoint.
 	add(p Peer) error
 	remove(p Peer) error
+	// forget drops what was agreed with a peer whose daemon may have forgotten it; add follows.
+	forget(p Peer) error
 	// route is the route to cidr, a pod range of p, without destination, source and protocol.
 	route(p Peer, cidr netip.Prefix) (netlink.Route, error)
 	// prune removes peers that the adopted device knows and keep does not.
@@ -209,7 +219,13 @@ func (o *Overlay) set(p Peer) error {
 	if old.whole && old.equal(p) {
 		return nil
 	}
-	if !old.added || old.Endpoint != p.Endpoint {
+	back := old.added && p.back(old.Peer)
+	if back {
+		if err := o.b.forget(p); err != nil {
+			return err
+		}
+	}
+	if back || !old.added || old.Endpoint != p.Endpoint {
 		if err := o.b.add(p); err != nil {
 			return err
 		}

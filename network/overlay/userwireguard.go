@@ -18,9 +18,10 @@ import (
 // the unreachable route of the whole pod network then keeps pod packets from
 // leaving by the default route.
 type userWireGuard struct {
-	cfg  Config
-	link netlink.Link
-	dev  *device.Device
+	cfg     Config
+	link    netlink.Link
+	dev     *device.Device
+	greeter *greeter
 }
 
 func (w *userWireGuard) up() error {
@@ -28,15 +29,12 @@ func (w *userWireGuard) up() error {
 	if err != nil {
 		return fmt.Errorf("create device %s: %w; is /dev/net/tun there and usable?", WireGuardDevice, err)
 	}
-	log := &device.Logger{
-		Verbosef: func(string, ...any) {}, // a line for each packet of a handshake
-		Errorf: func(format string, args ...any) {
-			w.cfg.Log.Debug("wireguard", "message", fmt.Sprintf(format, args...))
-		},
-	}
 	inside, outside := bounded(t, conn.NewDefaultBind(), w.cfg.MTU)
-	w.dev = device.NewDevice(inside, outside, log)
-	if err := w.dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(w.cfg.Key[:]), w.cfg.Port)); err != nil {
+	if w.greeter, err = newGreeter(inside, outside, w.cfg.Key, w.cfg.Log); err != nil {
+		return err
+	}
+	w.dev = w.greeter.dev
+	if err := w.dev.IpcSet(fmt.Sprintf("listen_port=%d\n", w.cfg.Port)); err != nil {
 		return fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
 	}
 	if err := w.dev.Up(); err != nil {
@@ -59,10 +57,27 @@ func (w *userWireGuard) add(p Peer) error {
 	for _, cidr := range p.PodCIDRs {
 		fmt.Fprintf(&b, "allowed_ip=%s\n", cidr)
 	}
-	return w.dev.IpcSet(b.String())
+	if err := w.dev.IpcSet(b.String()); err != nil {
+		return err
+	}
+	if p.Alive {
+		w.greeter.greet(p.WireGuardKey)
+	}
+	return nil
+}
+
+// forget makes the peer anew, where it was heard last: its session is void, and the time stamps
+// of its new handshakes are refused if its clock has gone back (a machine without a battery).
+func (w *userWireGuard) forget(p Peer) error {
+	at := w.greeter.sessions()[p.WireGuardKey].endpoint
+	if err := w.remove(p); err != nil || at == "" {
+		return err
+	}
+	return w.dev.IpcSet(fmt.Sprintf("public_key=%s\nendpoint=%s\n", hex.EncodeToString(p.WireGuardKey[:]), at))
 }
 
 func (w *userWireGuard) remove(p Peer) error {
+	w.greeter.forget(p.WireGuardKey)
 	return w.dev.IpcSet(fmt.Sprintf("public_key=%s\nremove=true\n", hex.EncodeToString(p.WireGuardKey[:])))
 }
 
@@ -79,6 +94,7 @@ func (w *userWireGuard) move(_ netip.Addr, mtu int) error { return netlink.LinkS
 func (w *userWireGuard) close() error {
 	if w.dev != nil {
 		w.dev.Close()
+		w.greeter.close()
 	}
 	return nil
 }

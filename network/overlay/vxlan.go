@@ -120,6 +120,8 @@ func (v *vxlan) add(p Peer) error {
 	return nil
 }
 
+func (v *vxlan) forget(Peer) error { return nil }
+
 func (v *vxlan) remove(p Peer) error {
 	for _, n := range v.entries(p) {
 		if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {

@@ -73,17 +73,28 @@ func (w *kernelWireGuard) configure(p wgtypes.PeerConfig) error {
 	return w.ctl.ConfigureDevice(WireGuardDevice, wgtypes.Config{Peers: []wgtypes.PeerConfig{p}})
 }
 
+// add also greets the peer: the kernel sends a keepalive, and begins a handshake if there is no
+// session, when the interval of keepalives becomes other than 0. It stays 0, for an idle
+// cluster sends nothing.
 func (w *kernelWireGuard) add(p Peer) error {
 	var allowed []net.IPNet
 	for _, cidr := range p.PodCIDRs {
 		allowed = append(allowed, *ipNet(cidr))
 	}
-	off := time.Duration(0) // an idle cluster sends nothing
-	return w.configure(wgtypes.PeerConfig{
+	greet, off := time.Second, time.Duration(0)
+	if !p.Alive {
+		greet = off
+	}
+	peer := wgtypes.PeerConfig{
 		PublicKey: wgtypes.Key(p.WireGuardKey), Endpoint: &net.UDPAddr{IP: p.Endpoint.AsSlice(), Port: w.cfg.Port},
-		PersistentKeepaliveInterval: &off, ReplaceAllowedIPs: true, AllowedIPs: allowed,
-	})
+		PersistentKeepaliveInterval: &greet, ReplaceAllowedIPs: true, AllowedIPs: allowed,
+	}
+	quiet := wgtypes.PeerConfig{PublicKey: peer.PublicKey, UpdateOnly: true, PersistentKeepaliveInterval: &off}
+	return w.ctl.ConfigureDevice(WireGuardDevice, wgtypes.Config{Peers: []wgtypes.PeerConfig{peer, quiet}})
 }
+
+// forget has nothing to do: this end's sessions outlive daemons, and who has lost its own greets.
+func (w *kernelWireGuard) forget(Peer) error { return nil }
 
 func (w *kernelWireGuard) remove(p Peer) error {
 	return w.configure(wgtypes.PeerConfig{PublicKey: wgtypes.Key(p.WireGuardKey), Remove: true})
