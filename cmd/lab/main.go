@@ -44,6 +44,8 @@ func command() *cobra.Command {
 		}},
 		peerVerb(&dir, "cut", "Pull a host's network cable", (*lab.Lab).Cut),
 		peerVerb(&dir, "heal", "Plug a host's network cable in again", (*lab.Lab).Heal),
+		peerVerb(&dir, "wall", "Give a host a firewall that lets nobody dial it", (*lab.Lab).Wall),
+		peerVerb(&dir, "unwall", "Take that firewall away again", (*lab.Lab).Unwall),
 		peerVerb(&dir, "kill", "End a peer's daemon with signal 9; its containers live on", (*lab.Lab).Kill),
 		peerVerb(&dir, "crash", "End a peer's daemon and containers at once, as power loss would", (*lab.Lab).Crash),
 		peerVerb(&dir, "start", "Start a peer's daemon again", func(l *lab.Lab, ctx context.Context, host string) error { return l.Start(ctx, host) }),
@@ -96,6 +98,7 @@ func up(dir *string) *cobra.Command {
 	c.Flags().IntVar(&o.Peers, "peers", 3, "how many peers")
 	c.Flags().StringVar(&o.Bin, "bin", "", "directory of the rookery program (default: where lab is)")
 	c.Flags().BoolVar(&o.IPv6Only, "ipv6-only", false, "hosts without IPv4, and a cluster of IPv6")
+	c.Flags().IntSliceVar(&o.NAT, "nat", nil, "numbers of hosts that are behind NAT, where nobody can dial them")
 	c.Flags().BoolVar(&o.Blank, "blank", false, "start the hosts with their Podman, but no peers")
 	return c
 }

@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 )
@@ -39,6 +40,9 @@ type Host struct {
 	IP string
 	// IPv6 is on the same cable: fd77::1 beside 10.77.0.1. "" where the kernel has no IPv6.
 	IPv6 string
+	// NAT: the host is behind a router of its own, which lets it reach the others under the
+	// router's address and ports, and nobody reach it. It has no IPv6.
+	NAT bool
 }
 
 // Options is what a lab is made from.
@@ -50,6 +54,8 @@ type Options struct {
 	// IPv6Only gives the hosts no IPv4 address but that of loopback, and makes the cluster
 	// one of IPv6.
 	IPv6Only bool
+	// NAT are the numbers of hosts, from 1, that are behind NAT; see Host.
+	NAT []int
 	// Blank leaves out the cluster: the hosts run their Podman and nothing else.
 	Blank bool
 }
@@ -110,7 +116,14 @@ func plan(o Options) (*Lab, error) {
 		return nil, errors.New("a lab of IPv6 only needs a kernel that has IPv6")
 	}
 	for i := 1; i <= o.Peers; i++ {
-		l.Hosts = append(l.Hosts, host("h"+strconv.Itoa(i), i, err == nil, o.IPv6Only))
+		h := host("h"+strconv.Itoa(i), i, err == nil, o.IPv6Only)
+		if slices.Contains(o.NAT, i) {
+			if i == 1 || o.IPv6Only {
+				return nil, errors.New("behind NAT can be any host but the first, which the others join, in a lab with IPv4")
+			}
+			h.NAT, h.IPv6, h.IP = true, "", "192.168.77."+strconv.Itoa(i)
+		}
+		l.Hosts = append(l.Hosts, h)
 	}
 	l.Hosts = append(l.Hosts, host(Client, 100, err == nil, o.IPv6Only))
 	return l, nil
