@@ -35,50 +35,28 @@ func (p *Port) TLSConfig(name string) *tls.Config {
 	}
 }
 
-// Dial opens a connection to the peer's TLS port for a protocol (ALPN), trying
-// each address that Resolve gives until one answers. It blocks until the TLS handshake is
-// done or ctx ends.
+// Dial opens a connection to the peer's TLS port for a protocol (ALPN): over the one that
+// it keeps to here, if it does, then to each address that Resolve gives, until one answers.
+// It blocks until the TLS handshake is done or ctx ends.
 func (p *Port) Dial(ctx context.Context, name, protocol string) (net.Conn, error) {
-	var addrs []string
-	if p.cfg.Resolve != nil {
-		addrs = p.cfg.Resolve(name)
-	}
-	if len(addrs) == 0 {
-		return nil, fmt.Errorf("dial %s: %w", name, ErrUnresolved)
-	}
-	var errs []error
-	for _, addr := range addrs {
-		conn, err := p.dialAddr(ctx, name, addr, protocol)
-		if err == nil {
-			return conn, nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, fmt.Errorf("dial %s: %w", name, errors.Join(errs...))
+	return p.try(ctx, name, func(ctx context.Context, conn net.Conn) (net.Conn, error) {
+		return p.secure(ctx, conn, name, protocol)
+	})
 }
 
-func (p *Port) dialAddr(ctx context.Context, name, addr, protocol string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
+// secure speaks TLS over a new connection, and closes it unless the peer is at its other end.
+func (p *Port) secure(ctx context.Context, conn net.Conn, name, protocol string) (*peerConn, error) {
 	conf := p.TLSConfig(name)
 	conf.NextProtos = []string{protocol}
-	d := tls.Dialer{NetDialer: &net.Dialer{KeepAlive: 15 * time.Second}, Config: conf}
-	conn, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	tc, ok := conn.(*tls.Conn)
-	if !ok {
+	tc := tls.Client(conn, conf)
+	if err := tc.HandshakeContext(ctx); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("dial %s: not a TLS connection", addr)
+		return nil, err
 	}
 	cs := tc.ConnectionState()
 	if cs.NegotiatedProtocol != protocol {
 		conn.Close()
-		return nil, fmt.Errorf("dial %s: it does not speak %s; is it an older Rookery?", addr, protocol)
+		return nil, fmt.Errorf("dial %s: it does not speak %s; is it an older Rookery?", conn.RemoteAddr(), protocol)
 	}
 	fp, err := p.cfg.Identity.VerifyServer(&cs, name)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/rundigitalplatform/rookery/cluster/reverse"
 )
 
 // largestPacket is what UDP carries at most.
@@ -24,12 +26,14 @@ const acceptAgain = 100 * time.Millisecond
 // kernel gives no more than net.core.rmem_max, and says nothing.
 const receiveBuffer = 2 << 20
 
-// transport is memberlist's way to the network: UDP and TCP on one port. Memberlist's
-// own makes a buffer of 64 kB for every packet, which is three quarters of the garbage
-// of an idle peer; this one reads into one buffer and hands on copies.
+// transport is memberlist's way to the network: UDP and TCP on one port, and to peers that
+// cannot be dialled the connections that they keep. Memberlist's own makes a buffer of
+// 64 kB for every packet, which is three quarters of the garbage of an idle peer; this one
+// reads into one buffer and hands on copies.
 type transport struct {
 	udp     *net.UDPConn
 	tcp     *net.TCPListener
+	links   links // nil: none
 	log     *slog.Logger
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -38,10 +42,17 @@ type transport struct {
 	wg      sync.WaitGroup
 }
 
-var _ memberlist.Transport = (*transport)(nil)
+// links are the connections that peers keep; [Port].
+type links interface {
+	Linked(name string) bool
+	SendLinked(name string, packet []byte) bool
+	DialLinked(name string, kind reverse.Kind) (net.Conn, error)
+}
+
+var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
 // newTransport listens; the caller shuts it down.
-func newTransport(bind netip.AddrPort, log *slog.Logger) (*transport, error) {
+func newTransport(bind netip.AddrPort, links links, log *slog.Logger) (*transport, error) {
 	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(bind))
 	if err != nil {
 		return nil, fmt.Errorf("listen for gossip: %w", err)
@@ -51,7 +62,7 @@ func newTransport(bind netip.AddrPort, log *slog.Logger) (*transport, error) {
 		return nil, errors.Join(fmt.Errorf("listen for gossip: %w", err), tcp.Close())
 	}
 	t := &transport{
-		udp: udp, tcp: tcp, log: log,
+		udp: udp, tcp: tcp, links: links, log: log,
 		packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), closed: make(chan struct{}),
 	}
 	if err := enlarge(udp); err != nil {
@@ -85,12 +96,24 @@ func (t *transport) receive() {
 		case n == 0:
 			continue
 		}
-		packet := &memberlist.Packet{Buf: slices.Clone(buf[:n]), From: net.UDPAddrFromAddrPort(from), Timestamp: time.Now()}
-		select {
-		case t.packets <- packet:
-		case <-t.closed:
-			return
-		}
+		t.packet(slices.Clone(buf[:n]), net.UDPAddrFromAddrPort(from))
+	}
+}
+
+// packet hands on one that came.
+func (t *transport) packet(b []byte, from net.Addr) {
+	select {
+	case t.packets <- &memberlist.Packet{Buf: b, From: from, Timestamp: time.Now()}:
+	case <-t.closed:
+	}
+}
+
+// stream hands on a connection that was made to here.
+func (t *transport) stream(conn net.Conn) {
+	select {
+	case t.streams <- conn:
+	case <-t.closed:
+		conn.Close()
 	}
 }
 
@@ -109,12 +132,7 @@ func (t *transport) accept() {
 			}
 			continue
 		}
-		select {
-		case t.streams <- conn:
-		case <-t.closed:
-			conn.Close()
-			return
-		}
+		t.stream(conn)
 	}
 }
 
@@ -138,6 +156,22 @@ func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	}
 	_, err = t.udp.WriteToUDPAddrPort(b, to)
 	return time.Now(), err
+}
+
+// WriteToAddress does as WriteTo, unless the peer keeps a connection: its address may be nobody's, or
+// another machine's.
+func (t *transport) WriteToAddress(b []byte, to memberlist.Address) (time.Time, error) {
+	if t.links != nil && to.Name != "" && t.links.SendLinked(to.Name, b) {
+		return time.Now(), nil
+	}
+	return t.WriteTo(b, to.Addr)
+}
+
+func (t *transport) DialAddressTimeout(to memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	if t.links != nil && to.Name != "" && t.links.Linked(to.Name) {
+		return t.links.DialLinked(to.Name, reverse.Gossip)
+	}
+	return t.DialTimeout(to.Addr, timeout)
 }
 
 func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {

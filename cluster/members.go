@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -35,6 +36,8 @@ type MembersConfig struct {
 	WireGuardKey  string // public
 	WireGuardPort uint16
 
+	// Links leads to peers that cannot be dialled; nil: there are none.
+	Links *Port
 	// Allowed as in [PortConfig]; nil: all.
 	Allowed func(name, fingerprint string) bool
 	// Recorded returns the peer records, to look for those that are not alive; nil: peers.json only.
@@ -56,6 +59,7 @@ type Members struct {
 
 	mu      sync.Mutex
 	list    *memberlist.Memberlist // nil unless Run is in it
+	way     *transport             // that of list
 	address netip.Addr             // advertised
 	other   netip.Addr             // of the other IP family
 	leaving bool
@@ -73,7 +77,12 @@ func NewMembers(cfg MembersConfig) (*Members, error) {
 		cfg.Bind = netip.AddrPortFrom(netip.IPv4Unspecified(), DefaultGossipPort)
 	}
 	m := &Members{cfg: cfg, table: newMemberTable(cfg.Name), started: time.Now()}
-	m.transport = func() (memberlist.Transport, error) { return newTransport(cfg.Bind, cfg.Log) }
+	m.transport = func() (memberlist.Transport, error) {
+		if cfg.Links == nil {
+			return newTransport(cfg.Bind, nil, cfg.Log)
+		}
+		return newTransport(cfg.Bind, cfg.Links, cfg.Log)
+	}
 	m.rejoin = newRejoiner(m)
 	ks, err := loadKnown(cfg.Dir)
 	if err != nil {
@@ -142,13 +151,14 @@ func (m *Members) open(addr netip.Addr) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.list = list
+	m.way, _ = tr.(*transport) // tests have others
 	return nil
 }
 
 func (m *Members) close() error {
 	m.mu.Lock()
 	list := m.list
-	m.list = nil
+	m.list, m.way = nil, nil
 	m.mu.Unlock()
 	if list == nil {
 		return nil
@@ -164,6 +174,32 @@ func (m *Members) current() *memberlist.Memberlist {
 	defer m.mu.Unlock()
 	return m.list
 }
+
+// receive hands gossip a datagram that came by another way than UDP; it is lost while
+// gossip does not run.
+func (m *Members) receive(packet []byte, from net.Addr) {
+	if t := m.currentWay(); t != nil {
+		t.packet(packet, from)
+	}
+}
+
+// accept hands gossip a connection that came by another way than its port.
+func (m *Members) accept(conn net.Conn) {
+	if t := m.currentWay(); t != nil {
+		t.stream(conn)
+		return
+	}
+	conn.Close()
+}
+
+func (m *Members) currentWay() *transport {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.way
+}
+
+// Changed wakes who subscribes, for what is told beside [Members.Snapshot].
+func (m *Members) Changed() { m.table.changed() }
 
 // Leave tells the others that this peer goes on purpose; they see it as left at
 // once instead of dead in two seconds. Call it before Run's context ends, when

@@ -8,17 +8,23 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/rundigitalplatform/rookery/cluster/identity"
+	"github.com/rundigitalplatform/rookery/cluster/reverse"
 )
 
 // Protocols between peers, by ALPN.
 const (
 	ProtocolRaft  = "rookery-raft"
 	ProtocolStore = "rookery-store"
+	// protocolLink is a connection that its dialler keeps, to be reached over it.
+	protocolLink = "rookery-link"
+	// protocolReach is the question whether the dialler can be dialled.
+	protocolReach = "rookery-reach"
 )
 
 const (
@@ -42,6 +48,8 @@ type PortConfig struct {
 	Allowed func(name, fingerprint string) bool
 	// Resolve returns where the peer's TLS port is, the best guess first; see [Members.Resolve].
 	Resolve func(name string) []string
+	// Changed is called when [Port.Linked] has another answer. It must not block. May be nil.
+	Changed func()
 	Log     *slog.Logger
 }
 
@@ -60,6 +68,7 @@ type Port struct {
 	inHand  int                    // handshakes in all
 	conns   map[*peerConn]struct{} // open connections of peers
 	raw     map[net.Conn]struct{}  // connections in the handshake
+	links   map[string]*reverse.Caller
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -79,7 +88,7 @@ func Listen(cfg PortConfig) (*Port, error) {
 		return nil, fmt.Errorf("listen on %s: %w", cfg.Listen, err)
 	}
 	p := &Port{cfg: cfg, ln: ln, listeners: make(map[string]*demuxListener), pending: make(map[netip.Addr]int),
-		conns: make(map[*peerConn]struct{}), raw: make(map[net.Conn]struct{})}
+		conns: make(map[*peerConn]struct{}), raw: make(map[net.Conn]struct{}), links: make(map[string]*reverse.Caller)}
 	for _, proto := range []string{ProtocolRaft, ProtocolStore, ""} {
 		p.listeners[proto] = newDemuxListener(ln.Addr())
 	}
@@ -90,12 +99,12 @@ func Listen(cfg PortConfig) (*Port, error) {
 func (p *Port) serverConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS12, // for old API clients; peers need 1.3, see below
-		NextProtos:     []string{ProtocolRaft, ProtocolStore, "h2", "http/1.1"},
+		NextProtos:     []string{ProtocolRaft, ProtocolStore, protocolLink, protocolReach, "h2", "http/1.1"},
 		GetCertificate: p.cfg.Identity.GetCertificate,
 		// Asked for, never demanded by crypto/tls: its check would look at dates.
 		ClientAuth: tls.RequestClientCert,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			if cs.NegotiatedProtocol != ProtocolRaft && cs.NegotiatedProtocol != ProtocolStore {
+			if !betweenPeers(cs.NegotiatedProtocol) {
 				return nil
 			}
 			if cs.Version < tls.VersionTLS13 {
@@ -105,6 +114,10 @@ func (p *Port) serverConfig() *tls.Config {
 			return err
 		},
 	}
+}
+
+func betweenPeers(protocol string) bool {
+	return slices.Contains([]string{ProtocolRaft, ProtocolStore, protocolLink, protocolReach}, protocol)
 }
 
 // verifyPeer returns the peer on the other side of a connection; it has not been removed.
@@ -186,17 +199,25 @@ func (p *Port) accept(ctx context.Context) error {
 			}
 			continue
 		}
-		from, ok := p.admit(conn)
-		if !ok {
-			p.cfg.Log.Debug("connection refused: too many handshakes", "from", conn.RemoteAddr())
-			conn.Close()
-			continue
-		}
-		p.wg.Go(func() { p.serve(ctx, conn, from) })
+		p.take(ctx, conn)
 	}
 }
 
-// admit takes a place for a handshake.
+// take serves a connection unless there are too many. It does not block.
+func (p *Port) take(ctx context.Context, conn net.Conn) {
+	from, ok := p.admit(conn)
+	if !ok {
+		p.cfg.Log.Debug("connection refused: too many handshakes", "from", conn.RemoteAddr())
+		conn.Close()
+		return
+	}
+	go func() {
+		defer p.wg.Done()
+		p.serve(ctx, conn, from)
+	}()
+}
+
+// admit takes a place for a handshake, and one among the goroutines that Run waits for.
 func (p *Port) admit(conn net.Conn) (netip.Addr, bool) {
 	var from netip.Addr
 	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
@@ -204,9 +225,10 @@ func (p *Port) admit(conn net.Conn) (netip.Addr, bool) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.inHand >= maxHandshakes || p.pending[from] >= maxHandshakesFrom {
+	if p.closed || p.inHand >= maxHandshakes || p.pending[from] >= maxHandshakesFrom {
 		return from, false
 	}
+	p.wg.Add(1)
 	p.inHand++
 	p.pending[from]++
 	p.raw[conn] = struct{}{}
@@ -239,8 +261,7 @@ func (p *Port) serve(ctx context.Context, conn net.Conn, from netip.Addr) {
 		return
 	}
 	cs := tc.ConnectionState()
-	l, isPeer := p.listeners[cs.NegotiatedProtocol]
-	if !isPeer || cs.NegotiatedProtocol == "" {
+	if !betweenPeers(cs.NegotiatedProtocol) {
 		p.listeners[""].deliver(ctx, tc)
 		return
 	}
@@ -249,5 +270,12 @@ func (p *Port) serve(ctx context.Context, conn net.Conn, from netip.Addr) {
 		conn.Close()
 		return
 	}
-	l.deliver(ctx, p.track(tc, name, fp))
+	switch pc := p.track(tc, name, fp); cs.NegotiatedProtocol {
+	case protocolLink:
+		p.serveLink(ctx, pc)
+	case protocolReach:
+		p.serveReach(ctx, pc)
+	default:
+		p.listeners[cs.NegotiatedProtocol].deliver(ctx, pc)
+	}
 }

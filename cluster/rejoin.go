@@ -139,7 +139,7 @@ func (r *rejoiner) try(ctx context.Context, name string, addrs []string) {
 			if list == nil || ctx.Err() != nil {
 				return
 			}
-			if _, err := list.Join([]string{addr}); err != nil {
+			if _, err := list.Join([]string{name + "/" + addr}); err != nil {
 				r.m.cfg.Log.Debug("peer is not reachable", "peer", name, "address", addr, "error", err)
 				break
 			}

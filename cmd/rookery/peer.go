@@ -45,6 +45,7 @@ type peer struct {
 
 	port     *cluster.Port
 	members  *cluster.Members
+	keepers  *cluster.Keepers
 	live     *liveness
 	store    *raftstore.Replicated
 	registry *cluster.Registry
@@ -71,6 +72,7 @@ func newPeer(cfg config, id *identity.Identity, engine *storage, addr netip.Addr
 		Listen: fmt.Sprintf(":%d", cfg.Port), Identity: id, Log: log.With("room", "cluster"),
 		Allowed: func(name, fp string) bool { return p.registry.Allowed(name, fp) },
 		Resolve: func(name string) []string { return p.members.Resolve(name) },
+		Changed: func() { p.members.Changed() },
 	})
 	if err != nil {
 		return nil, err
@@ -93,13 +95,14 @@ func newPeer(cfg config, id *identity.Identity, engine *storage, addr netip.Addr
 		Name: id.Name(), Fingerprint: id.Fingerprint(), Key: id.GossipKey(), Dir: cfg.DataDir,
 		Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), cfg.GossipPort), Advertise: advertise, Other: p.otherAddress,
 		Port: cfg.Port, Version: version, WireGuardKey: id.WireGuardKey().PublicKey().String(), WireGuardPort: cfg.WireGuardPort,
-		Allowed: p.registry.Allowed, Recorded: p.registry.Peers,
+		Links: p.port, Allowed: p.registry.Allowed, Recorded: p.registry.Peers,
 		Applied: func() uint64 { return p.store.Status().Applied },
 		Log:     log.With("room", "cluster"),
 	})
 	if err != nil {
 		return nil, err
 	}
+	p.keepers = cluster.NewKeepers(p.port, p.members, log.With("room", "cluster"))
 	p.live = newLiveness(id.Name(), p.members)
 	first, count, err := cfg.nodePorts()
 	if err != nil {
@@ -151,7 +154,7 @@ func (p *peer) run(ctx context.Context, ready func()) error {
 	defer endGround()
 	lower, ground := errgroup.WithContext(ground)
 	start(lower, ground, map[string]func(context.Context) error{
-		"peer port": p.port.Run, "gossip": p.members.Run, "store": p.store.Run, "liveness": p.live.run, "memory": tidyMemory,
+		"peer port": p.port.Run, "gossip": p.members.Run, "kept connections": p.keepers.Run, "store": p.store.Run, "liveness": p.live.run, "memory": tidyMemory,
 	})
 	upperCtx, endUpper := context.WithCancel(ctx)
 	defer endUpper()
@@ -442,19 +445,8 @@ func (p *peer) transport(name string) *http.Transport {
 	return &http.Transport{
 		TLSClientConfig:   tls,
 		DisableKeepAlives: true, // each request is a stream of its own; nothing is left to close
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			var d net.Dialer
-			var errs []error
-			for _, addr := range p.members.Resolve(name) {
-				dialCtx, cancel := context.WithTimeout(ctx, 3*time.Second)
-				conn, err := d.DialContext(dialCtx, network, addr)
-				cancel()
-				if err == nil {
-					return conn, nil
-				}
-				errs = append(errs, err)
-			}
-			return nil, fmt.Errorf("reach peer %s: %w", name, errors.Join(errs...))
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return p.port.DialPlain(ctx, name)
 		},
 	}
 }

@@ -1,0 +1,225 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/rundigitalplatform/rookery/cluster/identity"
+	"github.com/rundigitalplatform/rookery/cluster/reverse"
+)
+
+// machine is one peer's port, gossip and kept connections.
+type machine struct {
+	name    string
+	port    *Port
+	members *Members
+	keepers *Keepers
+	known   known
+	stop    func()
+}
+
+// start starts a peer on loopback that knows others. One that is behind says an address where
+// nothing of its listens, as a machine behind NAT does.
+func start(t *testing.T, id *identity.Identity, behind bool, seeds ...*machine) *machine {
+	t.Helper()
+	m := &machine{name: id.Name()}
+	loopback, advertised := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.1")
+	if behind {
+		advertised = netip.MustParseAddr("127.0.0.99")
+	}
+	var err error
+	m.port, err = Listen(PortConfig{Listen: "127.0.0.1:0", Identity: id, Log: testLog(t).With("at", id.Name()),
+		Resolve: func(name string) []string { return m.members.Resolve(name) },
+		Changed: func() { m.members.Changed() }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := m.port.Addr().(*net.TCPAddr).AddrPort().Port()
+	cfg := MembersConfig{Name: id.Name(), Fingerprint: id.Fingerprint(), Key: id.GossipKey(), Dir: t.TempDir(), Links: m.port,
+		Bind: netip.AddrPortFrom(loopback, freePort(t)), Advertise: FixedAddress(advertised), Port: port, Log: testLog(t).With("at", id.Name())}
+	m.known = known{Name: id.Name(), API: netip.AddrPortFrom(advertised, port).String(), Gossip: netip.AddrPortFrom(advertised, cfg.Bind.Port()).String()}
+	var all []known
+	for _, s := range seeds {
+		all = append(all, s.known)
+	}
+	if err := saveKnown(cfg.Dir, all); err != nil {
+		t.Fatal(err)
+	}
+	if m.members, err = NewMembers(cfg); err != nil {
+		t.Fatal(err)
+	}
+	m.keepers = NewKeepers(m.port, m.members, testLog(t).With("at", id.Name()))
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 3)
+	for _, run := range []func(context.Context) error{m.port.Run, m.members.Run, m.keepers.Run} {
+		go func() { ended <- run(ctx) }()
+	}
+	stopped := false
+	m.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		for range 3 {
+			if err := <-ended; err != nil {
+				t.Errorf("%s: %v", m.name, err)
+			}
+		}
+	}
+	t.Cleanup(m.stop)
+	return m
+}
+
+func (m *machine) sees(name string, want State) func() bool {
+	return func() bool {
+		x, ok := m.members.Member(name)
+		return ok && x.State == want
+	}
+}
+
+// A peer whose address leads nowhere is a peer like the others, to those whom it can dial.
+func TestPeerThatCannotBeDialled(t *testing.T) {
+	id := newIdentity(t, "a")
+	a := start(t, id, false)
+	b := start(t, joinIdentity(t, id, "b"), false, a)
+	c := start(t, joinIdentity(t, id, "c"), true, a)
+	echo(t, c.port.Listener(ProtocolRaft))
+	for _, m := range []*machine{a, b, c} {
+		for _, other := range []string{"a", "b", "c"} {
+			eventually(t, 20*time.Second, m.name+" sees "+other, m.sees(other, StateAlive))
+		}
+	}
+	for _, m := range []*machine{a, b} {
+		eventually(t, 20*time.Second, m.name+" is kept a connection to", func() bool {
+			met := c.keepers.Meeting(m.name)
+			return m.port.Linked("c") && !met.Kept.IsZero() && met.Undialled != "" && met.Err == nil
+		})
+		conn, err := m.port.Dial(t.Context(), "c", ProtocolRaft)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if said, err := readLine(conn); err != nil || said != m.name {
+			t.Errorf("c takes %s for %q: %v", m.name, said, err)
+		}
+		conn.Close()
+		eventually(t, 20*time.Second, "its probes are answered", func() bool {
+			x, ok := m.members.Member("c")
+			return ok && x.RTT > 0
+		})
+	}
+	eventually(t, 20*time.Second, "peers that can be dialled keep nothing", func() bool {
+		return !a.port.Linked("b") && !b.port.Linked("a") && !c.port.Linked("a") && a.keepers.Meeting("b") == Meeting{Asked: true} && b.keepers.Meeting("a") == Meeting{Asked: true}
+	})
+
+	c.stop()
+	began := time.Now()
+	for _, m := range []*machine{a, b} {
+		eventually(t, 20*time.Second, m.name+" sees the death", m.sees("c", StateDead))
+		eventually(t, 20*time.Second, "the connection is gone", func() bool { return !m.port.Linked("c") })
+	}
+	t.Logf("death known everywhere after %v", time.Since(began))
+}
+
+// A peer that can be dialled again is, and what runs over the kept connection goes on.
+func TestKeptConnectionIsRetired(t *testing.T) {
+	id := newIdentity(t, "a")
+	a := start(t, id, false)
+	b := start(t, joinIdentity(t, id, "b"), false, a)
+	echo(t, b.port.Listener(ProtocolRaft))
+	eventually(t, 20*time.Second, "b has been found to be dialled", func() bool {
+		return a.sees("b", StateAlive)() && b.keepers.Meeting("a") == Meeting{Asked: true} && !a.port.Linked("b")
+	})
+	link, err := b.port.dialDirect(t.Context(), "a", protocolLink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeper, err := reverse.NewKeeper(link, handler{t.Context(), b.keepers}, testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- keeper.Run(t.Context()) }()
+	eventually(t, 20*time.Second, "a is kept a connection to", func() bool { return a.port.Linked("b") })
+	over, err := a.port.Dial(t.Context(), "b", ProtocolRaft)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeper.Retire()
+	eventually(t, 20*time.Second, "a dials b directly", func() bool {
+		conn, err := a.port.Dial(t.Context(), "b", ProtocolRaft)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return !a.port.Linked("b")
+	})
+	if said, err := readLine(over); err != nil || said != "a" {
+		t.Errorf("what ran over the connection was cut: %q, %v", said, err)
+	}
+	over.Close()
+	if err := <-ended; err != nil {
+		t.Errorf("the connection that ended with its last stream was lost: %v", err)
+	}
+}
+
+// Only peers keep connections, each its own, and a removed one none.
+func TestKeptConnectionsAreRefused(t *testing.T) {
+	id := newIdentity(t, "a")
+	b := joinIdentity(t, id, "b")
+	removed := make(chan struct{})
+	allowed := func(_, fp string) bool {
+		select {
+		case <-removed:
+			return fp != b.Fingerprint()
+		default:
+			return true
+		}
+	}
+	p := startPort(t, id, PortConfig{Allowed: allowed})
+	// link returns a connection over which something has come, as it does from who takes it.
+	link := func(cert *tls.Certificate) (*tls.Conn, error) {
+		conf := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocolLink}}
+		if cert != nil {
+			conf.Certificates = []tls.Certificate{*cert}
+		}
+		conn, err := tls.Dial("tcp", p.Addr().String(), conf)
+		if err == nil { // in TLS 1.3 the refusal comes with the first read
+			t.Cleanup(func() { conn.Close() })
+			_, err = readLine(conn)
+		}
+		return conn, err
+	}
+	if _, err := link(newIdentity(t, "b").Certificate()); err == nil {
+		t.Error("a peer of another cluster keeps a connection")
+	}
+	if _, err := link(nil); err == nil {
+		t.Error("somebody without a certificate keeps a connection")
+	}
+	first, err := link(b.Certificate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := link(b.Certificate()); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, first); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the older of two connections was left open")
+	}
+	if !p.Linked("b") {
+		t.Error("the newer of two connections does not count")
+	}
+	close(removed)
+	p.Recheck()
+	eventually(t, 20*time.Second, "a removed peer's connection is closed", func() bool { return !p.Linked("b") })
+}

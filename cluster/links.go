@@ -1,0 +1,142 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/rundigitalplatform/rookery/cluster/reverse"
+)
+
+// errNoLink says that a peer keeps no connection to here.
+var errNoLink = errors.New("the peer keeps no connection open to here")
+
+// Linked tells whether the peer cannot be dialled from here and so keeps a connection open,
+// over which [Port.Dial] and gossip reach it.
+func (p *Port) Linked(name string) bool { return p.link(name) != nil }
+
+// SendLinked gives a datagram for the peer's gossip port on its way; false: it keeps no
+// connection to here. It does not block.
+func (p *Port) SendLinked(name string, packet []byte) bool {
+	c := p.link(name)
+	if c != nil {
+		c.Send(packet)
+	}
+	return c != nil
+}
+
+// DialLinked opens a connection to a port of the peer over the one that it keeps.
+func (p *Port) DialLinked(name string, kind reverse.Kind) (net.Conn, error) {
+	c := p.link(name)
+	if c == nil {
+		return nil, fmt.Errorf("dial %s: %w", name, errNoLink)
+	}
+	conn, err := c.Dial(kind)
+	if errors.Is(err, reverse.ErrRetired) {
+		p.unlink(name, c)
+	}
+	return conn, err
+}
+
+func (p *Port) link(name string) *reverse.Caller {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.links[name]
+}
+
+// serveLink holds a connection that a peer keeps. The newest one of a peer counts: an older one is
+// of a daemon that was restarted, or went with its address, and is closed.
+func (p *Port) serveLink(ctx context.Context, conn *peerConn) {
+	log := p.cfg.Log.With("peer", conn.name)
+	c, err := reverse.NewCaller(conn, log)
+	if err != nil {
+		log.Error("a peer cannot keep a connection to here", "error", err)
+		conn.Close()
+		return
+	}
+	p.mu.Lock()
+	old := p.links[conn.name]
+	p.links[conn.name] = c
+	p.mu.Unlock()
+	if old != nil {
+		p.wg.Go(func() { old.Close() }) // it may wait for one that is stuck
+	}
+	p.linksChanged()
+	err = c.Run(ctx)
+	log.Debug("the connection that the peer kept has ended", "error", err)
+	p.unlink(conn.name, c)
+	conn.Close()
+}
+
+func (p *Port) unlink(name string, c *reverse.Caller) {
+	p.mu.Lock()
+	current := p.links[name] == c
+	if current {
+		delete(p.links, name)
+	}
+	p.mu.Unlock()
+	if current {
+		p.linksChanged()
+	}
+}
+
+func (p *Port) linksChanged() {
+	if p.cfg.Changed != nil {
+		p.cfg.Changed()
+	}
+}
+
+// DialPlain opens a connection to the peer's TLS port, without TLS: over the connection that
+// it keeps, if it does, else to the first address of Resolve that answers. The caller speaks TLS
+// over it (see [Port.TLSConfig]), which shows who is at the other end.
+func (p *Port) DialPlain(ctx context.Context, name string) (net.Conn, error) {
+	return p.try(ctx, name, func(_ context.Context, conn net.Conn) (net.Conn, error) { return conn, nil })
+}
+
+// try goes through the ways to a peer until use has made of the connection what is wanted.
+func (p *Port) try(ctx context.Context, name string, use func(context.Context, net.Conn) (net.Conn, error)) (net.Conn, error) {
+	var errs []error
+	for _, dial := range p.ways(name) {
+		conn, err := func() (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+			defer cancel()
+			plain, err := dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return use(ctx, plain)
+		}()
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if len(errs) == 0 {
+		errs = append(errs, ErrUnresolved)
+	}
+	return nil, fmt.Errorf("dial %s: %w", name, errors.Join(errs...))
+}
+
+// ways are how a peer's TLS port may be reached, the best guess first.
+func (p *Port) ways(name string) (all []func(context.Context) (net.Conn, error)) {
+	if p.Linked(name) {
+		all = append(all, func(context.Context) (net.Conn, error) { return p.DialLinked(name, reverse.Port) })
+	}
+	if p.cfg.Resolve == nil {
+		return all
+	}
+	for _, addr := range p.cfg.Resolve(name) {
+		all = append(all, func(ctx context.Context) (net.Conn, error) { return dialTCP(ctx, addr) })
+	}
+	return all
+}
+
+func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
+	d := net.Dialer{KeepAlive: 15 * time.Second}
+	return d.DialContext(ctx, "tcp", addr)
+}

@@ -1,0 +1,109 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+)
+
+const (
+	// reachTimeout bounds one try of a peer to dial the one that asks: a firewall that drops
+	// packets answers nothing, and a mobile network takes up to a second.
+	reachTimeout = 2 * time.Second
+	// maxReachBytes bounds a question or an answer.
+	maxReachBytes = 4 << 10
+)
+
+// reachQuestion is what a peer asks another one: can you dial me there? It is one JSON value, and
+// so is the answer. Later versions may add fields.
+type reachQuestion struct {
+	Address    netip.Addr `json:"address"`
+	Port       uint16     `json:"port"`
+	GossipPort uint16     `json:"gossipPort"`
+}
+
+type reachAnswer struct {
+	Reached bool   `json:"reached"`
+	Why     string `json:"why,omitempty"` // it was not
+}
+
+// askReach asks the peer called name whether it can dial this one. An error says that the
+// peer itself cannot be dialled.
+func (p *Port) askReach(ctx context.Context, name string, q reachQuestion) (reachAnswer, error) {
+	conn, err := p.dialDirect(ctx, name, protocolReach)
+	if err != nil {
+		return reachAnswer{}, err
+	}
+	defer conn.Close()
+	var a reachAnswer
+	if err = conn.SetDeadline(time.Now().Add(2*reachTimeout + dialTimeout)); err == nil {
+		err = json.NewEncoder(conn).Encode(q)
+	}
+	if err == nil {
+		err = json.NewDecoder(io.LimitReader(conn, maxReachBytes)).Decode(&a)
+	}
+	if err != nil {
+		return reachAnswer{}, fmt.Errorf("ask %s whether it can dial us: %w", name, err)
+	}
+	return a, nil
+}
+
+// dialDirect is Dial without the connection that the peer keeps.
+func (p *Port) dialDirect(ctx context.Context, name, protocol string) (*peerConn, error) {
+	err := ErrUnresolved
+	for _, addr := range p.cfg.Resolve(name) {
+		var conn *peerConn
+		if conn, err = p.dialAddr(ctx, name, addr, protocol, dialTimeout); err == nil {
+			return conn, nil
+		}
+	}
+	return nil, fmt.Errorf("dial %s: %w", name, err)
+}
+
+func (p *Port) dialAddr(ctx context.Context, name, addr, protocol string, timeout time.Duration) (*peerConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	conn, err := dialTCP(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	return p.secure(ctx, conn, name, protocol)
+}
+
+// serveReach answers the question of a peer. That what answers is this very peer shows in its
+// certificate: behind NAT many have the same address.
+func (p *Port) serveReach(ctx context.Context, conn *peerConn) {
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout + 2*reachTimeout)); err != nil {
+		return
+	}
+	var q reachQuestion
+	if err := json.NewDecoder(io.LimitReader(conn, maxReachBytes)).Decode(&q); err != nil {
+		return // a peer that only wanted to see that it can dial
+	}
+	a := reachAnswer{Reached: true}
+	if err := p.reach(ctx, conn.name, q); err != nil {
+		a = reachAnswer{Why: err.Error()}
+	}
+	if err := json.NewEncoder(conn).Encode(a); err != nil {
+		p.cfg.Log.Debug("the answer whether a peer can be dialled was not delivered", "peer", conn.name, "error", err)
+	}
+}
+
+func (p *Port) reach(ctx context.Context, name string, q reachQuestion) error {
+	conn, err := p.dialAddr(ctx, name, netip.AddrPortFrom(q.Address, q.Port).String(), protocolReach, reachTimeout)
+	if err != nil {
+		return err
+	}
+	conn.Close()
+	d := net.Dialer{Timeout: reachTimeout}
+	gossip, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(q.Address, q.GossipPort).String())
+	if err != nil {
+		return err
+	}
+	return gossip.Close()
+}

@@ -1,0 +1,69 @@
+// Package reverse carries connections against the direction in which they can be made.
+//
+// A peer behind a firewall or NAT that lets connections only out keeps one open to each
+// peer that cannot dial it: it is the [Keeper] there, and the peer at the other end is the
+// [Caller], who opens streams through it wherever it would have dialled. To both sides a
+// stream is the TCP connection that could not be made: what it carries (TLS with the peer's
+// certificate, encrypted gossip) is as it would have been, and proves by itself who is who.
+//
+// The caller of this package (cluster) has made the connection, knows who is at its other end, and
+// decides who keeps one to whom. Streams are multiplexed by yamux. The first byte of each says what it is for ([Kind]).
+package reverse
+
+import (
+	"io"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Kind is what a stream is for.
+type Kind byte
+
+const (
+	// Port is a connection to the keeper's TLS port.
+	Port Kind = 'p'
+	// Gossip is a connection to the keeper's gossip port.
+	Gossip Kind = 'g'
+	// packets is the one stream with the datagrams for the keeper's gossip port, each after
+	// its length in two bytes, the high one first.
+	packets Kind = 'u'
+)
+
+// LargestPacket is how many bytes a datagram has at most.
+const LargestPacket = 1<<16 - 1
+
+const (
+	// writeTimeout: an answer to a ping that takes longer is none. A mobile network under load
+	// may take seconds.
+	writeTimeout = 10 * time.Second
+	// openTimeout: the other end takes streams at once, so one that has not after that time is gone.
+	openTimeout = 10 * time.Second
+	// closeTimeout is how long a stream that one end has closed waits for the other one.
+	closeTimeout = time.Minute
+)
+
+func config(log *slog.Logger) *yamux.Config {
+	c := yamux.DefaultConfig()
+	c.EnableKeepAlive = false
+	c.ConnectionWriteTimeout, c.StreamOpenTimeout, c.StreamCloseTimeout = writeTimeout, openTimeout, closeTimeout
+	c.LogOutput, c.Logger = nil, slog.NewLogLogger(log.Handler(), slog.LevelDebug)
+	return c
+}
+
+// stream is a net.Conn whose Close also ends a read that waits, as that of a TCP
+// connection does.
+type stream struct{ *yamux.Stream }
+
+func (s stream) Close() error {
+	// A deadline that is refused leaves the read to the session's end.
+	_ = s.SetReadDeadline(time.Unix(1, 0))
+	return s.Stream.Close()
+}
+
+var (
+	_ net.Conn  = stream{}
+	_ io.Closer = (*yamux.Session)(nil)
+)
