@@ -17,8 +17,8 @@ const (
 	// handshakes. With more than twenty peers it is reachEach for each of them.
 	reachInterval = time.Minute
 	reachEach     = 3 * time.Second
-	// keepFirst and keepMost bound the pause before a connection that was lost, or could not
-	// be made, is tried again. That gossip meets the peer ends the pause.
+	// keepFirst and keepMost bound the pause before a peer that could not be dialled is tried
+	// again. That gossip meets it ends the pause.
 	keepFirst = 250 * time.Millisecond
 	keepMost  = 15 * time.Second
 )
@@ -165,9 +165,12 @@ func (k *Keepers) keep(ctx context.Context, name string, s *kept) {
 		}
 		k.note(name, s, current, why, err)
 		wait := k.interval()
-		if err != nil {
+		switch {
+		case err != nil:
 			wait, pause = pause, min(2*pause, keepMost)
-		} else {
+		case needed: // perhaps the machines were only too busy
+			wait, pause = pause, min(2*pause, wait)
+		default:
 			pause = keepFirst
 		}
 		select {

@@ -13,8 +13,8 @@ import (
 // errNoLink says that a peer keeps no connection to here.
 var errNoLink = errors.New("the peer keeps no connection open to here")
 
-// Linked tells whether the peer cannot be dialled from here and so keeps a connection open,
-// over which [Port.Dial] and gossip reach it.
+// Linked tells whether the peer keeps a connection open to here, over which [Port.Dial] and
+// gossip reach it: it cannot be dialled from here, or does not know yet.
 func (p *Port) Linked(name string) bool { return p.link(name) != nil }
 
 // SendLinked gives a datagram for the peer's gossip port on its way; false: it keeps no

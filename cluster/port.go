@@ -48,7 +48,8 @@ type PortConfig struct {
 	Allowed func(name, fingerprint string) bool
 	// Resolve returns where the peer's TLS port is, the best guess first; see [Members.Resolve].
 	Resolve func(name string) []string
-	// Changed is called when [Port.Linked] has another answer. It must not block. May be nil.
+	// Changed is called when [Port.Linked] or [Port.Hidden] has another answer. It must not
+	// block. May be nil.
 	Changed func()
 	Log     *slog.Logger
 }
@@ -69,6 +70,7 @@ type Port struct {
 	conns   map[*peerConn]struct{} // open connections of peers
 	raw     map[net.Conn]struct{}  // connections in the handshake
 	links   map[string]*reverse.Caller
+	hidden  map[string]bool // what was answered to peers that asked whether they can be dialled
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -88,7 +90,7 @@ func Listen(cfg PortConfig) (*Port, error) {
 		return nil, fmt.Errorf("listen on %s: %w", cfg.Listen, err)
 	}
 	p := &Port{cfg: cfg, ln: ln, listeners: make(map[string]*demuxListener), pending: make(map[netip.Addr]int),
-		conns: make(map[*peerConn]struct{}), raw: make(map[net.Conn]struct{}), links: make(map[string]*reverse.Caller)}
+		conns: make(map[*peerConn]struct{}), raw: make(map[net.Conn]struct{}), links: make(map[string]*reverse.Caller), hidden: make(map[string]bool)}
 	for _, proto := range []string{ProtocolRaft, ProtocolStore, ""} {
 		p.listeners[proto] = newDemuxListener(ln.Addr())
 	}

@@ -89,6 +89,7 @@ func (p *Port) serveReach(ctx context.Context, conn *peerConn) {
 	if err := p.reach(ctx, conn.name, q); err != nil {
 		a = reachAnswer{Why: err.Error()}
 	}
+	p.setHidden(conn.name, !a.Reached)
 	if err := json.NewEncoder(conn).Encode(a); err != nil {
 		p.cfg.Log.Debug("the answer whether a peer can be dialled was not delivered", "peer", conn.name, "error", err)
 	}
@@ -106,4 +107,27 @@ func (p *Port) reach(ctx context.Context, name string, q reachQuestion) error {
 		return err
 	}
 	return gossip.Close()
+}
+
+// Hidden tells whether the peer asked and was found not to be dialled from here. That outlives a
+// loss of the connection that it keeps.
+func (p *Port) Hidden(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.hidden[name]
+}
+
+func (p *Port) setHidden(name string, hidden bool) {
+	p.mu.Lock()
+	changed := p.hidden[name] != hidden
+	if hidden {
+		p.hidden[name] = true
+	} else {
+		delete(p.hidden, name)
+	}
+	p.mu.Unlock()
+	if changed {
+		p.cfg.Log.Info("whether a peer can be dialled from here has changed", "peer", name, "can", !hidden)
+		p.linksChanged()
+	}
 }

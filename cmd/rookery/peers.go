@@ -61,6 +61,9 @@ func printPeers(out io.Writer, peers []admin.PeerInfo) error {
 		if p.Other != "" {
 			address += "," + p.Other
 		}
+		if p.Hidden {
+			address += " (hidden)"
+		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s ago\n", name, address, p.State, p.Role, rtt, strings.Join(p.PodCIDRs, ","), p.Version, ago(time.Since(p.Joined)))
 	}
 	return w.Flush()

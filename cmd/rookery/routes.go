@@ -108,6 +108,7 @@ func (p *peer) setRoutes(ctx context.Context) error {
 		peers = append(peers, network.Peer{
 			Name: r.Name, Endpoint: at, Other: r.OtherAddress, PodCIDRs: settings.PeerCIDRs(r.PodCIDR), WireGuardKey: network.Key(key),
 			Started: m.Started, Alive: p.live.alive(r.Name),
+			Hidden: p.port.Hidden(r.Name), HiddenFrom: p.keepers.Meeting(r.Name).Undialled != "",
 		})
 	}
 	return errors.Join(p.network.SetAddress(ctx, p.self().Address), p.network.Use(ctx, p.registry.Backend()), p.network.SetPeers(ctx, peers))

@@ -42,19 +42,41 @@ type Peer struct {
 	WireGuardKey Key            // public; only looked at by WireGuard
 	// Started is when its daemon did, by that machine's clock; zero: not known.
 	Started time.Time
+	// Hidden: this machine cannot send to Endpoint before it has heard from the peer (NAT, a
+	// firewall). WireGuard learns from the peer's packets where it is; the others cannot.
+	Hidden bool
+	// HiddenFrom: the peer cannot send to this machine before it has heard from it, so WireGuard
+	// sends something now and then.
+	HiddenFrom bool
 	// Alive false withdraws the route, so that senders get an error at once
 	// instead of silence. The rest is kept for its return.
 	Alive bool
 }
 
 func (p Peer) equal(o Peer) bool {
-	return p.Name == o.Name && p.Endpoint == o.Endpoint && p.Other == o.Other && slices.Equal(p.PodCIDRs, o.PodCIDRs) &&
-		p.WireGuardKey == o.WireGuardKey && p.Started.Equal(o.Started) && p.Alive == o.Alive
+	return p.Name == o.Name && p.Other == o.Other && slices.Equal(p.PodCIDRs, o.PodCIDRs) &&
+		p.WireGuardKey == o.WireGuardKey && p.Started.Equal(o.Started) && p.Alive == o.Alive && p.sight(o)
 }
 
 // back tells whether p has restarted since it was o, or may have: it was away.
 func (p Peer) back(o Peer) bool {
 	return p.Alive && (!o.Alive || !o.Started.IsZero() && !p.Started.IsZero() && !p.Started.Equal(o.Started))
+}
+
+// sight tells whether the way between the machines is as it was.
+func (p Peer) sight(o Peer) bool {
+	return p.Endpoint == o.Endpoint && p.Hidden == o.Hidden && p.HiddenFrom == o.HiddenFrom
+}
+
+// hiddenKeepalive is what WireGuard itself advises: NAT forgets a UDP flow after 30 s or more.
+const hiddenKeepalive = 25 * time.Second
+
+// keepalive is how often WireGuard sends something to the peer. 0: an idle cluster sends nothing.
+func (p Peer) keepalive() time.Duration {
+	if p.HiddenFrom {
+		return hiddenKeepalive
+	}
+	return 0
 }
 
 // address is that of the machine in the family of like; zero if it has none.
@@ -225,7 +247,7 @@ func (o *Overlay) set(p Peer) error {
 			return err
 		}
 	}
-	if back || !old.added || old.Endpoint != p.Endpoint {
+	if back || !old.added || !p.sight(old.Peer) {
 		if err := o.b.add(p); err != nil {
 			return err
 		}

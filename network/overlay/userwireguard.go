@@ -52,8 +52,10 @@ func (w *userWireGuard) up() error {
 func (w *userWireGuard) add(p Peer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(p.WireGuardKey[:]))
-	fmt.Fprintf(&b, "endpoint=%s\n", netip.AddrPortFrom(p.Endpoint, uint16(w.cfg.Port)))
-	b.WriteString("persistent_keepalive_interval=0\nreplace_allowed_ips=true\n")
+	if !p.Hidden {
+		fmt.Fprintf(&b, "endpoint=%s\n", netip.AddrPortFrom(p.Endpoint, uint16(w.cfg.Port)))
+	}
+	fmt.Fprintf(&b, "persistent_keepalive_interval=%d\nreplace_allowed_ips=true\n", int(p.keepalive().Seconds()))
 	for _, cidr := range p.PodCIDRs {
 		fmt.Fprintf(&b, "allowed_ip=%s\n", cidr)
 	}

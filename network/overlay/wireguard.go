@@ -74,27 +74,35 @@ func (w *kernelWireGuard) configure(p wgtypes.PeerConfig) error {
 }
 
 // add also greets the peer: the kernel sends a keepalive, and begins a handshake if there is no
-// session, when the interval of keepalives becomes other than 0. It stays 0, for an idle
-// cluster sends nothing.
+// session, when the interval of keepalives becomes other than 0. It goes back to what
+// it is to be: as a rule 0, for an idle cluster sends nothing.
 func (w *kernelWireGuard) add(p Peer) error {
 	var allowed []net.IPNet
 	for _, cidr := range p.PodCIDRs {
 		allowed = append(allowed, *ipNet(cidr))
 	}
-	greet, off := time.Second, time.Duration(0)
+	greet, then := time.Second, p.keepalive()
 	if !p.Alive {
-		greet = off
+		greet = then
 	}
 	peer := wgtypes.PeerConfig{
-		PublicKey: wgtypes.Key(p.WireGuardKey), Endpoint: &net.UDPAddr{IP: p.Endpoint.AsSlice(), Port: w.cfg.Port},
-		PersistentKeepaliveInterval: &greet, ReplaceAllowedIPs: true, AllowedIPs: allowed,
+		PublicKey: wgtypes.Key(p.WireGuardKey), PersistentKeepaliveInterval: &greet, ReplaceAllowedIPs: true, AllowedIPs: allowed,
 	}
-	quiet := wgtypes.PeerConfig{PublicKey: peer.PublicKey, UpdateOnly: true, PersistentKeepaliveInterval: &off}
-	return w.ctl.ConfigureDevice(WireGuardDevice, wgtypes.Config{Peers: []wgtypes.PeerConfig{peer, quiet}})
+	if !p.Hidden {
+		peer.Endpoint = &net.UDPAddr{IP: p.Endpoint.AsSlice(), Port: w.cfg.Port}
+	}
+	rest := wgtypes.PeerConfig{PublicKey: peer.PublicKey, UpdateOnly: true, PersistentKeepaliveInterval: &then}
+	return w.ctl.ConfigureDevice(WireGuardDevice, wgtypes.Config{Peers: []wgtypes.PeerConfig{peer, rest}})
 }
 
-// forget has nothing to do: this end's sessions outlive daemons, and who has lost its own greets.
-func (w *kernelWireGuard) forget(Peer) error { return nil }
+// forget has little to do: this end's sessions outlive daemons, and who has lost its own greets. Only
+// one that this machine is hidden from cannot.
+func (w *kernelWireGuard) forget(p Peer) error {
+	if p.HiddenFrom {
+		return w.remove(p)
+	}
+	return nil
+}
 
 func (w *kernelWireGuard) remove(p Peer) error {
 	return w.configure(wgtypes.PeerConfig{PublicKey: wgtypes.Key(p.WireGuardKey), Remove: true})

@@ -31,6 +31,7 @@ type PeerInfo struct {
 	Name      string        `json:"name"`
 	Address   string        `json:"address"`                // at which the other peers reach it
 	Other     string        `json:"otherAddress,omitempty"` // of the cluster's other IP family
+	Hidden    bool          `json:"hidden,omitempty"`       // the answering peer cannot dial it; it keeps a connection instead
 	State     string        `json:"state"`
 	Role      string        `json:"role"`
 	RoundTrip time.Duration `json:"roundTrip"` // nanoseconds; 0: not measured
