@@ -88,12 +88,30 @@ func (k *Keepers) Run(ctx context.Context) error {
 	defer unsubscribe()
 	for {
 		k.look(ctx, &wg)
+		k.members.setHidden(k.hidden())
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-wake:
 		}
 	}
+}
+
+// hidden tells whether most of the peers that answered cannot dial this one. One that has
+// trouble of its own hides nobody.
+func (k *Keepers) hidden() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	asked, cannot := 0, 0
+	for _, s := range k.peers {
+		if s.Asked {
+			asked++
+		}
+		if s.Undialled != "" {
+			cannot++
+		}
+	}
+	return 2*cannot > asked
 }
 
 // look begins with peers that are new, ends with those that are known no more, and wakes
@@ -155,6 +173,9 @@ func (k *Keepers) keep(ctx context.Context, name string, s *kept) {
 		}
 		if ctx.Err() != nil {
 			return
+		}
+		if alerted(err) { // that peer is met as ever
+			err = nil
 		}
 		if err == nil {
 			needed = why != ""
@@ -222,7 +243,7 @@ func (k *Keepers) note(name string, s *kept, current *link, why string, err erro
 	case before.Undialled != "" && now.Undialled == "":
 		k.log.Info("a peer can dial this one again", "peer", name)
 	}
-	if before.Kept != now.Kept || (before.Undialled == "") != (now.Undialled == "") || (before.Err == nil) != (now.Err == nil) {
+	if before.Kept != now.Kept || before.Asked != now.Asked || (before.Undialled == "") != (now.Undialled == "") || (before.Err == nil) != (now.Err == nil) {
 		k.members.Changed()
 	}
 }

@@ -102,6 +102,15 @@ func TestPeerThatCannotBeDialled(t *testing.T) {
 			met := c.keepers.Meeting(m.name)
 			return m.port.Linked("c") && !met.Kept.IsZero() && met.Undialled != "" && met.Err == nil
 		})
+		eventually(t, 20*time.Second, "all know who is hidden", func() bool {
+			hidden := ""
+			for _, x := range m.members.Snapshot() {
+				if x.Hidden {
+					hidden += x.Name
+				}
+			}
+			return hidden == "c"
+		})
 		conn, err := m.port.Dial(t.Context(), "c", ProtocolRaft)
 		if err != nil {
 			t.Fatal(err)
@@ -126,6 +135,15 @@ func TestPeerThatCannotBeDialled(t *testing.T) {
 		eventually(t, 20*time.Second, "the connection is gone", func() bool { return !m.port.Linked("c") })
 	}
 	t.Logf("death known everywhere after %v", time.Since(began))
+}
+
+// An older Rookery knows nothing of all this, and is met as ever.
+func TestOlderPeerIsMetAsEver(t *testing.T) {
+	id := newIdentity(t, "a")
+	a := start(t, id, false)
+	a.port.tls.NextProtos = []string{ProtocolRaft, ProtocolStore, "h2", "http/1.1"}
+	b := start(t, joinIdentity(t, id, "b"), true, a)
+	eventually(t, 20*time.Second, "b has tried", func() bool { return b.keepers.Meeting("a") == Meeting{Asked: true} })
 }
 
 // A peer that can be dialled again is, and what runs over the kept connection goes on.

@@ -52,6 +52,8 @@ type Member struct {
 	WireGuardPort uint16
 	Started       time.Time     // when its daemon started, by its clock
 	RTT           time.Duration // of the last answered probe; 0: none yet
+	// Hidden: it says that most of the peers that it asked cannot dial it (see [Keepers]).
+	Hidden bool
 	// Index is the Raft index that it had applied at its last answer, 0 if unknown.
 	Index uint64
 	Self  bool
@@ -79,6 +81,7 @@ type meta struct {
 	Version string `json:"ver"`
 	Witness bool   `json:"w,omitempty"`
 	Leaving bool   `json:"l,omitempty"` // the death that follows is a goodbye
+	Hidden  bool   `json:"h,omitempty"`
 	WGPort  uint16 `json:"wp,omitempty"`
 	WGKey   string `json:"wk,omitempty"`
 	Key     string `json:"k"` // fingerprint

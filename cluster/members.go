@@ -62,6 +62,7 @@ type Members struct {
 	way     *transport             // that of list
 	address netip.Addr             // advertised
 	other   netip.Addr             // of the other IP family
+	hidden  bool
 	leaving bool
 }
 
@@ -198,6 +199,21 @@ func (m *Members) currentWay() *transport {
 	return m.way
 }
 
+// setHidden tells the others whether most of them cannot dial this peer.
+func (m *Members) setHidden(hidden bool) {
+	m.mu.Lock()
+	changed := m.hidden != hidden
+	m.hidden = hidden
+	list := m.list
+	m.mu.Unlock()
+	if !changed || list == nil {
+		return // gossip that begins later says it from the start
+	}
+	if err := list.UpdateNode(streamTimeout); err != nil {
+		m.cfg.Log.Debug("not all peers have heard yet whether this one is hidden", "error", err)
+	}
+}
+
 // Changed wakes who subscribes, for what is told beside [Members.Snapshot].
 func (m *Members) Changed() { m.table.changed() }
 
@@ -224,7 +240,7 @@ func (m *Members) Leave(timeout time.Duration) error {
 func (m *Members) meta() meta {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return meta{V: metaVersion, Port: m.cfg.Port, Version: m.cfg.Version, Witness: m.cfg.Witness, Leaving: m.leaving,
+	return meta{V: metaVersion, Port: m.cfg.Port, Version: m.cfg.Version, Witness: m.cfg.Witness, Leaving: m.leaving, Hidden: m.hidden,
 		WGPort: m.cfg.WireGuardPort, WGKey: m.cfg.WireGuardKey, Key: m.cfg.Fingerprint, Started: m.started.Unix()}
 }
 

@@ -44,7 +44,7 @@ func (t *memberTable) heard(name string, addr netip.AddrPort, m meta, now time.T
 		e.State, e.Since, e.lastAck = StateAlive, now, now
 	}
 	e.Address, e.GossipPort, e.Port = addr.Addr(), addr.Port(), m.Port
-	e.Version, e.Witness, e.Fingerprint = m.Version, m.Witness, m.Key
+	e.Version, e.Witness, e.Hidden, e.Fingerprint = m.Version, m.Witness, m.Hidden, m.Key
 	e.WireGuardKey, e.WireGuardPort = m.WGKey, m.WGPort
 	e.Started, e.leaving = time.Unix(m.Started, 0), m.Leaving
 	if before != e.Member {

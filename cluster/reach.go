@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,8 @@ const (
 	// reachTimeout bounds one try of a peer to dial the one that asks: a firewall that drops
 	// packets answers nothing, and a mobile network takes up to a second.
 	reachTimeout = 2 * time.Second
+	// maxReaches are tried at a time; the others wait.
+	maxReaches = 16
 	// maxReachBytes bounds a question or an answer.
 	maxReachBytes = 4 << 10
 )
@@ -33,23 +36,29 @@ type reachAnswer struct {
 
 // askReach asks the peer called name whether it can dial this one. An error says that the
 // peer itself cannot be dialled.
-func (p *Port) askReach(ctx context.Context, name string, q reachQuestion) (reachAnswer, error) {
+func (p *Port) askReach(ctx context.Context, name string, q reachQuestion) (a reachAnswer, err error) {
 	conn, err := p.dialDirect(ctx, name, protocolReach)
 	if err != nil {
-		return reachAnswer{}, err
+		return a, err
 	}
 	defer conn.Close()
-	var a reachAnswer
-	if err = conn.SetDeadline(time.Now().Add(2*reachTimeout + dialTimeout)); err == nil {
+	if err = conn.SetDeadline(time.Now().Add(2*handshakeTimeout + 2*reachTimeout)); err == nil {
 		err = json.NewEncoder(conn).Encode(q)
 	}
 	if err == nil {
 		err = json.NewDecoder(io.LimitReader(conn, maxReachBytes)).Decode(&a)
 	}
 	if err != nil {
-		return reachAnswer{}, fmt.Errorf("ask %s whether it can dial us: %w", name, err)
+		return a, fmt.Errorf("ask %s whether it can dial us: %w", name, err)
 	}
 	return a, nil
+}
+
+// alerted tells whether the other side was reached and refused to speak the protocol: an older
+// Rookery does not know it.
+func alerted(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" // crypto/tls on an alert
 }
 
 // dialDirect is Dial without the connection that the peer keeps.
@@ -78,12 +87,20 @@ func (p *Port) dialAddr(ctx context.Context, name, addr, protocol string, timeou
 // certificate: behind NAT many have the same address.
 func (p *Port) serveReach(ctx context.Context, conn *peerConn) {
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout + 2*reachTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(2*handshakeTimeout + 2*reachTimeout)); err != nil {
 		return
 	}
 	var q reachQuestion
 	if err := json.NewDecoder(io.LimitReader(conn, maxReachBytes)).Decode(&q); err != nil {
 		return // a peer that only wanted to see that it can dial
+	}
+	select {
+	case p.reaches <- struct{}{}:
+		defer func() { <-p.reaches }()
+	case <-time.After(handshakeTimeout):
+		return // it asks again
+	case <-ctx.Done():
+		return
 	}
 	a := reachAnswer{Reached: true}
 	if err := p.reach(ctx, conn.name, q); err != nil {

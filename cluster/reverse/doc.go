@@ -11,9 +11,10 @@
 package reverse
 
 import (
-	"io"
+	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -53,17 +54,32 @@ func config(log *slog.Logger) *yamux.Config {
 	return c
 }
 
-// stream is a net.Conn whose Close also ends a read that waits, as that of a TCP
-// connection does.
+// stream behaves as a TCP connection does: its Close ends a read that waits, and after a
+// deadline it goes on with the next one. crypto/tls takes only a temporary error for that,
+// and whoever upgrades an HTTP connection relies on it.
 type stream struct{ *yamux.Stream }
+
+var _ net.Conn = stream{}
+
+func (s stream) Read(b []byte) (int, error) {
+	n, err := s.Stream.Read(b)
+	return n, deadline(err)
+}
+
+func (s stream) Write(b []byte) (int, error) {
+	n, err := s.Stream.Write(b)
+	return n, deadline(err)
+}
+
+func deadline(err error) error {
+	if errors.Is(err, yamux.ErrTimeout) {
+		return os.ErrDeadlineExceeded
+	}
+	return err
+}
 
 func (s stream) Close() error {
 	// A deadline that is refused leaves the read to the session's end.
 	_ = s.SetReadDeadline(time.Unix(1, 0))
 	return s.Stream.Close()
 }
-
-var (
-	_ net.Conn  = stream{}
-	_ io.Closer = (*yamux.Session)(nil)
-)

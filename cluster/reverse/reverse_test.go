@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +91,7 @@ func TestStreamsAndPackets(t *testing.T) {
 			t.Error("a read outlived its connection")
 		}
 	}
+	upgraded(t, caller, k)
 	large := strings.Repeat("x", LargestPacket)
 	for _, packet := range []string{"a", large, large + "x", "", "b"} {
 		caller.Send([]byte(packet))
@@ -104,6 +106,43 @@ func TestStreamsAndPackets(t *testing.T) {
 		t.Error("the keeper did not notice that the connection was lost")
 	}
 	within(t, done)
+}
+
+// upgraded holds what net/http and crypto/tls do to a connection that is upgraded: a read is
+// called off by a deadline, and the connection goes on.
+func upgraded(t *testing.T, caller *Caller, k taken) {
+	t.Helper()
+	far, err := caller.Dial(Port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	near := func() net.Conn {
+		for { // those of before may be among them
+			c := within(t, k.streams)
+			if c.(stream).StreamID() == far.(stream).StreamID() {
+				return c
+			}
+		}
+	}()
+	read := make(chan error, 1)
+	go func() { _, err := near.Read(make([]byte, 1)); read <- err }()
+	if err := near.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := within(t, read); err != os.ErrDeadlineExceeded { // which is temporary: crypto/tls looks at that
+		t.Errorf("a read that was called off ended with %v", err)
+	}
+	if err := near.SetReadDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(far, "on"); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 2)
+	if _, err := io.ReadFull(near, got); err != nil || string(got) != "on" {
+		t.Errorf("after that came %q, %v", got, err)
+	}
 }
 
 // What the other end may not do costs it its streams, and nobody anything else.

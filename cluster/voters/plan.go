@@ -24,6 +24,10 @@ type Peer struct {
 	Since time.Time
 	// CaughtUp says that its log is so near to the leader's that it could vote at once.
 	CaughtUp bool
+	// Hidden says that there are peers that cannot dial it. Others come before it as voters.
+	Hidden bool
+	// Unmet says that it lives, and the leader can neither dial it nor is dialled by it.
+	Unmet bool
 }
 
 // Snapshot is all that a decision depends on.
@@ -59,7 +63,7 @@ const (
 	Promote                    // a replica becomes a voter
 	Demote                     // a voter becomes a replica
 	Remove                     // a server goes
-	Transfer                   // leadership goes to the named voter, since this peer is to be removed
+	Transfer                   // leadership goes to the named voter
 )
 
 func (k Kind) String() string {
@@ -100,6 +104,9 @@ func Plan(s Snapshot) []Change {
 	}
 	plan := v.replicas()
 	if c, ok := v.voterChange(); ok {
+		return append(plan, c)
+	}
+	if c, ok := v.handOver(); ok {
 		plan = append(plan, c)
 	}
 	return plan
@@ -111,7 +118,7 @@ type view struct {
 	peers  map[string]Peer // that are to stay
 	alive  map[string]bool // answering, leaving or not
 	voters []string        // in the order of preference to keep them
-	ready  []string        // replicas that may be promoted, the longest alive first
+	ready  []string        // replicas that may be promoted, hidden ones last, the longest alive first
 	want   int
 }
 
@@ -143,9 +150,20 @@ func newView(s Snapshot) *view {
 		return cmp.Or(cmp.Compare(v.rank(a), v.rank(b)), strings.Compare(a, b))
 	})
 	slices.SortFunc(v.ready, func(a, b string) int {
-		return cmp.Or(v.peers[a].Since.Compare(v.peers[b].Since), strings.Compare(a, b))
+		return cmp.Or(compareBool(v.peers[a].Hidden, v.peers[b].Hidden), v.peers[a].Since.Compare(v.peers[b].Since), strings.Compare(a, b))
 	})
 	return v
+}
+
+// compareBool orders false before true.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // rank orders voters by how much we want to keep them.
@@ -250,6 +268,21 @@ func (v *view) transfer() (Change, bool) {
 	for _, name := range v.voters {
 		if _, recorded := v.peers[name]; recorded && v.healthy(name) {
 			return Change{Transfer, name, "this peer, the leader, is to be removed"}, true
+		}
+	}
+	return Change{}, false
+}
+
+// handOver hands leadership on when this peer is hidden, and so is another one, which then
+// hears of nothing: each can dial those that are not.
+func (v *view) handOver() (Change, bool) {
+	unmet := slices.IndexFunc(v.Peers, func(p Peer) bool { return p.Unmet && p.Alive && !p.Leaving && p.Name != v.Self })
+	if unmet < 0 || !v.peers[v.Self].Hidden {
+		return Change{}, false
+	}
+	for _, name := range v.voters {
+		if p, recorded := v.peers[name]; recorded && p.Alive && !p.Hidden && p.CaughtUp && name != v.Self {
+			return Change{Transfer, name, "this peer, the leader, and " + v.Peers[unmet].Name + " cannot dial each other"}, true
 		}
 	}
 	return Change{}, false

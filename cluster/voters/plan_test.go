@@ -36,6 +36,10 @@ func parse(t *testing.T, text string) Snapshot {
 				unrecorded = true
 			case "leaving":
 				p.Leaving = true
+			case "hidden":
+				p.Hidden = true
+			case "unmet":
+				p.Unmet = true
 			case "dead", "absent":
 			default:
 				d, err := time.ParseDuration(w)
@@ -77,6 +81,12 @@ func TestPlan(t *testing.T) {
 		{"and then one is too many", "a:voter,alive b:voter,alive", "demote b"},
 		{"a voter's record is gone, a quorum would be too", "a:voter,alive b:voter,dead,60s c:voter,unrecorded", ""},
 		{"two are to go: the dead one first", "a:voter,alive b:voter,unrecorded c:voter,alive,leaving", "remove b"},
+		{"hidden ones vote last", "a:voter,alive b:replica,alive,hidden c:replica,alive,10s d:replica,alive,5s", "promote c"},
+		{"hidden ones vote where there are no others", "a:voter,alive b:voter,alive c:replica,alive,hidden", "promote c"},
+		{"a hidden leader meets all", "a:voter,alive,hidden b:voter,alive c:voter,alive", ""},
+		{"a hidden leader does not meet another", "a:voter,alive,hidden b:voter,alive,hidden,unmet c:voter,alive", "transfer leadership c"},
+		{"a hidden leader, and nobody is better", "a:voter,alive,hidden b:voter,alive,hidden,unmet c:voter,alive,hidden", ""},
+		{"a leader that others can dial stays", "a:voter,alive b:voter,alive,unmet c:voter,alive", ""},
 		{"the leader is to go", "a:voter,alive,leaving b:voter,alive c:voter,alive d:voter,alive", "transfer leadership b"},
 		{"the only voter is to go: first another", "a:voter,alive,leaving b:replica,alive", "promote b"},
 		{"the only voter is to go: then lead", "a:voter,alive,leaving b:voter,alive", "transfer leadership b"},
@@ -112,6 +122,8 @@ func genSnapshot(t *rapid.T) Snapshot {
 				Leaving:  rapid.IntRange(0, 9).Draw(t, "leaving "+name) == 0,
 				Alive:    i == 0 || rapid.Bool().Draw(t, "alive "+name),
 				CaughtUp: rapid.Bool().Draw(t, "caught up "+name),
+				Hidden:   rapid.Bool().Draw(t, "hidden "+name),
+				Unmet:    rapid.Bool().Draw(t, "unmet "+name),
 				Since:    now().Add(-time.Duration(rapid.IntRange(0, 30).Draw(t, "since "+name)) * time.Second)})
 		}
 	}

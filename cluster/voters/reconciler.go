@@ -27,6 +27,8 @@ type Member struct {
 	Alive bool
 	Since time.Time // when Alive last changed
 	Index uint64    // Raft index that it had applied when last asked; 0: unknown
+	// Hidden and Unmet as in [Peer].
+	Hidden, Unmet bool
 }
 
 // Record is a recorded peer.
@@ -144,7 +146,7 @@ func (r *Reconciler) snapshot(now time.Time) (Snapshot, uint64, error) {
 	members, last := r.cfg.Members(), r.cfg.Raft.LastIndex()
 	for _, rec := range records {
 		name, m := rec.Name, members[rec.Name]
-		p := Peer{Name: name, Leaving: rec.Leaving, Alive: m.Alive || name == r.cfg.Self, Since: m.Since,
+		p := Peer{Name: name, Leaving: rec.Leaving, Alive: m.Alive || name == r.cfg.Self, Since: m.Since, Hidden: m.Hidden, Unmet: m.Unmet,
 			CaughtUp: name == r.cfg.Self || (m.Index > 0 && m.Index+caughtUp >= last)}
 		// What was before this term was perhaps not seen from here: a leader that
 		// has just come back must not take the others for long dead.

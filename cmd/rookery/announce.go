@@ -45,7 +45,8 @@ func (p *peer) announcer(pool []controller.AddressRange) *announce.Announcer {
 	return a
 }
 
-// balancing are the peers that live and balance Services: all but witnesses.
+// balancing are the peers that live and balance Services for others on the LAN: all but
+// witnesses, and those that cannot be dialled.
 func (p *peer) balancing() (names []string) {
 	records, err := p.registry.Peers()
 	if err != nil {
@@ -53,7 +54,8 @@ func (p *peer) balancing() (names []string) {
 		return nil
 	}
 	for _, r := range records {
-		if !r.Witness && (r.Name == p.id.Name() || p.live.alive(r.Name)) {
+		seen, _ := p.members.Member(r.Name)
+		if !r.Witness && !seen.Hidden && (r.Name == p.id.Name() || p.live.alive(r.Name)) {
 			names = append(names, r.Name)
 		}
 	}

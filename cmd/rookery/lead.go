@@ -104,7 +104,8 @@ func (p *peer) runVoters(ctx context.Context) error {
 		Members: func() map[string]voters.Member {
 			all := map[string]voters.Member{}
 			for _, m := range p.members.Snapshot() {
-				all[m.Name] = voters.Member{Alive: m.Self || m.State.Up(), Since: m.Since, Index: m.Index}
+				all[m.Name] = voters.Member{Alive: m.Self || m.State.Up(), Since: m.Since, Index: m.Index,
+					Hidden: m.Hidden, Unmet: p.unmet(m.Name) != nil}
 			}
 			return all
 		},
@@ -140,6 +141,9 @@ func (m membership) Snapshot() map[string]controller.Member {
 		}
 		for _, a := range machineAddresses(r, m.id.Settings()) {
 			member.Addresses = append(member.Addresses, netip.AddrPortFrom(a, r.Port))
+		}
+		if seen, ok := m.members.Member(r.Name); ok && seen.Hidden {
+			member.Addresses = nil // pods elsewhere do not get there
 		}
 		all[r.Name] = member
 	}

@@ -109,7 +109,7 @@ func (p *peer) status(ctx context.Context) admin.Status {
 		s.Problems = append(s.Problems, admin.Problem{What: "pods of this peer may not reach those of others: " + *why,
 			Do: "mend that, it is tried again every few seconds; if this machine cannot do it, `rookery net use wireguard` works on every machine"})
 	}
-	s.Problems = append(s.Problems, p.unmet(s)...)
+	s.Problems = append(s.Problems, p.meetings(s)...)
 	for _, d := range p.agent.Damage() {
 		s.Problems = append(s.Problems, admin.Problem{What: "Podman's storage was damaged: " + d.What + "; " + d.Done, Do: d.Cure})
 	}
@@ -123,29 +123,6 @@ func (p *peer) status(ctx context.Context) admin.Status {
 	}
 	s.Problems = append(s.Problems, problems(s)...)
 	return s
-}
-
-// unmet are the peers that live and that this one cannot talk to as it should.
-func (p *peer) unmet(s admin.Status) (all []admin.Problem) {
-	for _, peer := range s.Peers {
-		if peer.Self || peer.State != admin.Alive && peer.State != admin.Suspect {
-			continue
-		}
-		met := p.keepers.Meeting(peer.Name)
-		switch {
-		case met.Err != nil && !p.port.Linked(peer.Name):
-			all = append(all, admin.Problem{What: fmt.Sprintf("peer %s and this one cannot dial each other, so neither pods nor logs nor the cluster's state pass between them: %s", peer.Name, met.Err),
-				Do: fmt.Sprintf("let one of the two be dialled: open or forward port %d/tcp, %d/tcp and udp, and %d/udp", p.cfg.Port, p.cfg.GossipPort, p.cfg.WireGuardPort)})
-		case s.Network != "wireguard" && (peer.Hidden || met.Undialled != ""):
-			who, whom := "this peer", peer.Name
-			if !peer.Hidden {
-				who, whom = whom, who
-			}
-			all = append(all, admin.Problem{What: fmt.Sprintf("pods of this peer and of %s may not reach each other: %s cannot dial %s, and the network %s needs both directions", peer.Name, who, whom, s.Network),
-				Do: fmt.Sprintf("`rookery net use wireguard`, which does with one; or let %s be dialled", whom)})
-		}
-	}
-	return all
 }
 
 // problems reads from a status what a human should act on.

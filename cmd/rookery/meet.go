@@ -1,0 +1,44 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/rundigitalplatform/rookery/cmd/rookery/admin"
+)
+
+// unmet says why neither this peer nor the other one can dial the other; nil if one can, or
+// that one does not live.
+func (p *peer) unmet(name string) error {
+	m, ok := p.members.Member(name)
+	if !ok || m.Self || !m.State.Up() || p.port.Linked(name) {
+		return nil
+	}
+	return p.keepers.Meeting(name).Err
+}
+
+// meetings are what is wrong between this peer and those that live.
+func (p *peer) meetings(s admin.Status) (all []admin.Problem) {
+	for _, peer := range s.Peers {
+		if m, ok := p.members.Member(peer.Name); !ok || m.Self || !m.State.Up() {
+			continue
+		}
+		if err := p.unmet(peer.Name); err != nil {
+			all = append(all, admin.Problem{
+				What: fmt.Sprintf("peer %s and this one cannot dial each other: neither pods nor logs nor the cluster's state pass between them: %s", peer.Name, err),
+				Do:   fmt.Sprintf("let one of the two be dialled: its firewall or router has to let in %d/tcp, %d/tcp and udp, and %d/udp", p.cfg.Port, p.cfg.GossipPort, p.cfg.WireGuardPort)})
+			continue
+		}
+		why := p.keepers.Meeting(peer.Name).Undialled
+		if s.Network == "wireguard" || !peer.Hidden && why == "" {
+			continue
+		}
+		who, whom := "this peer", peer.Name
+		if !peer.Hidden {
+			who, whom = whom, who
+		}
+		all = append(all, admin.Problem{
+			What: fmt.Sprintf("pods of this peer and of %s may not reach each other: %s cannot dial %s, and the network %s needs both directions", peer.Name, who, whom, s.Network),
+			Do:   fmt.Sprintf("`rookery net use wireguard`, which does with one; or let %s be dialled", whom)})
+	}
+	return all
+}
