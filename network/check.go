@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/conntrack"
+	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
@@ -27,15 +28,19 @@ type Feature struct {
 	Cure     string // what to do; empty if OK
 }
 
-// Check probes what the network needs of the kernel, for pods of those IP families, in a
-// network namespace of its own that is gone afterwards, so that nothing of the machine
-// changes. It needs root.
-func Check(ctx context.Context, families ...knftables.Family) []Feature {
+// Check probes what the network needs of the kernel, for pods of those ranges (the cluster's,
+// one of each IP family that it has), in a network namespace of its own that is gone
+// afterwards, so that nothing of the machine changes; and whether other programs' rules on
+// the machine refuse packets of pods. It needs root.
+func Check(ctx context.Context, pods ...netip.Prefix) []Feature {
 	out := make(chan []Feature, 1)
 	go onOwnThread(func() {
 		var all []Feature
-		for _, f := range families {
-			all = append(all, checkForwarding(f)) // of the machine, so before leaving it
+		var families []knftables.Family
+		for _, p := range pods {
+			f := nft.FamilyOf(p.Addr())
+			families = append(families, f)
+			all = append(all, checkForwarding(f), CheckFirewall(ctx, p)) // of the machine, so before leaving it
 		}
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			out <- append(all, Feature{Name: "namespace", Required: true, Detail: "a network namespace cannot be made: " + err.Error(), Cure: "run as root"})

@@ -1,10 +1,13 @@
 package network
 
 import (
+	"net/netip"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 
-	"sigs.k8s.io/knftables"
+	"github.com/rundigitalplatform/rookery/network/nft/nfttest"
 )
 
 func TestCheckFindsWhatTheTestsNeed(t *testing.T) {
@@ -13,7 +16,7 @@ func TestCheckFindsWhatTheTestsNeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range Check(t.Context(), knftables.IPv4Family, knftables.IPv6Family) {
+	for _, f := range Check(t.Context(), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")) {
 		t.Logf("%+v", f)
 		if f.Required && !f.OK {
 			t.Errorf("%s: %s; %s", f.Name, f.Detail, f.Cure)
@@ -24,6 +27,45 @@ func TestCheckFindsWhatTheTestsNeed(t *testing.T) {
 	}
 	if after, err := os.Readlink("/proc/self/ns/net"); err != nil || after != before {
 		t.Errorf("the check moved the process: %s, was %s (%v)", after, before, err)
+	}
+}
+
+// Rules as other firewalls write them are recognised, and so is that they were told of the pods.
+func TestCheckKnowsOtherFirewalls(t *testing.T) {
+	nfttest.Namespace(t)
+	v4, v6 := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")
+	const firewalld = `table inet firewalld {
+		chain filter_FORWARD {
+			type filter hook forward priority filter + 10; policy accept;
+			ct state { established, related } accept
+			jump filter_FORWARD_ZONES
+			reject with icmpx type admin-prohibited
+		}
+		chain filter_FORWARD_ZONES { %s }
+	}`
+	for _, c := range []struct {
+		name, rules string
+		v4, v6      string // part of the cure; "": OK
+	}{
+		{"none", "table ip nat { chain FORWARD { type nat hook prerouting priority 0; policy drop; }; }", "", ""},
+		{"an open one", "table ip filter { chain FORWARD { type filter hook forward priority 0; policy accept; }; }", "", ""},
+		{"an administrator's", "table inet mine { chain in { type filter hook input priority 0; policy drop; }; }", "accept packets from and to 10.42.0.0/16", "accept packets from and to fd42::/56"},
+		{"ufw's", "table ip filter { chain ufw-before-input { accept; }; chain INPUT { type filter hook input priority 0; policy drop; jump ufw-before-input; }; }", "ufw allow from 10.42.0.0/16", ""},
+		{"ufw's, told", "table ip filter { chain ufw-user-input { ip saddr 10.42.0.0/16 accept; }; chain INPUT { type filter hook input priority 0; policy drop; jump ufw-user-input; }; }", "", ""},
+		{"told elsewhere", "table ip filter { chain other { ip saddr 10.42.0.0/16 accept; }; chain INPUT { type filter hook input priority 0; policy drop; }; }", "accept packets", ""},
+		{"firewalld's", strings.ReplaceAll(firewalld, "%s", ""), "firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16", "--add-source=fd42::/56"},
+		{"firewalld's, told", strings.ReplaceAll(firewalld, "%s", "ip saddr 10.42.0.0/16 accept; ip6 saddr fd42::/56 accept;"), "", ""},
+	} {
+		load := exec.Command("nft", "-f", "-")
+		load.Stdin = strings.NewReader("flush ruleset\n" + c.rules)
+		if out, err := load.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", c.name, err, out)
+		}
+		for pods, want := range map[netip.Prefix]string{v4: c.v4, v6: c.v6} {
+			if f := CheckFirewall(t.Context(), pods); f.OK != (want == "") || !strings.Contains(f.Cure, want) || f.OK != (f.Cure == "") {
+				t.Errorf("%s: for pods in %s: %+v, want the cure %q", c.name, pods, f, want)
+			}
+		}
 	}
 }
 

@@ -13,12 +13,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/cluster/identity"
 	"github.com/rundigitalplatform/rookery/cmd/rookery/check"
 	"github.com/rundigitalplatform/rookery/network"
-	"github.com/rundigitalplatform/rookery/network/nft"
 	"github.com/rundigitalplatform/rookery/runtime"
 	"github.com/rundigitalplatform/rookery/runtime/podman"
 )
@@ -124,13 +122,13 @@ func ports(ctx context.Context, cfg config) []check.Port {
 	return all
 }
 
-// kernel is what package network needs of it, for the IP families of the cluster.
+// kernel is what package network needs of it, and of others' firewalls, for the cluster's pods.
 func kernel(ctx context.Context, settings identity.Settings) (all []check.Finding) {
-	var families []knftables.Family
+	var pods []netip.Prefix
 	for _, r := range settings.Ranges() {
-		families = append(families, nft.FamilyOf(r.PodCIDR.Addr()))
+		pods = append(pods, r.PodCIDR)
 	}
-	for _, f := range network.Check(ctx, families...) {
+	for _, f := range network.Check(ctx, pods...) {
 		found := check.Finding{What: "kernel: " + f.Name, Level: check.OK, Found: f.Detail, Cure: f.Cure}
 		switch {
 		case f.OK:

@@ -16,6 +16,7 @@ import (
 	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/cmd/rookery/admin"
 	"github.com/rundigitalplatform/rookery/cmd/rookery/check"
+	"github.com/rundigitalplatform/rookery/network"
 )
 
 // admin is rookery's own API of this peer.
@@ -110,6 +111,13 @@ func (p *peer) status(ctx context.Context) admin.Status {
 			Do: "mend that, it is tried again every few seconds; if this machine cannot do it, `rookery net use wireguard` works on every machine"})
 	}
 	s.Problems = append(s.Problems, p.meetings(s)...)
+	rules, cancelRules := context.WithTimeout(ctx, 3*time.Second)
+	defer cancelRules()
+	for _, r := range p.id.Settings().Ranges() {
+		if f := network.CheckFirewall(rules, r.PodCIDR); !f.OK && rules.Err() == nil {
+			s.Problems = append(s.Problems, admin.Problem{What: f.Detail, Do: f.Cure})
+		}
+	}
 	for _, d := range p.agent.Damage() {
 		s.Problems = append(s.Problems, admin.Problem{What: "Podman's storage was damaged: " + d.What + "; " + d.Done, Do: d.Cure})
 	}
