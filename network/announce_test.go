@@ -17,7 +17,7 @@ func TestAddressesOnTheLAN(t *testing.T) {
 	h2.up()
 	l.peers()
 	a, c := h1.pod("a"), h2.pod("c")
-	services, slices := hello(a, c)
+	services, slices := l.hello(a, c)
 	services[0].Spec.Type = corev1.ServiceTypeLoadBalancer
 	var ips []string
 	for i := range 6 {
@@ -100,7 +100,7 @@ func TestAddressesOnTheLAN(t *testing.T) {
 		}
 	})
 	t.Run("local policy", func(t *testing.T) {
-		_, slices := hello(c)
+		_, slices := l.hello(c)
 		services[0].Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 		l.put(services, slices)
 		for _, ip := range ips {

@@ -97,6 +97,8 @@ func newLabOf(t testing.TB, hosts int, backend, families string) *lab {
 		}
 		l.ip("-n", m.ns, "link", "set", "eth0", "up")
 		l.ip("-n", m.ns, "link", "set", "lo", "up")
+		// A refusal is told each time, not once a second: nobody waits for one that was held back.
+		m.run("sh", "-c", "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit && echo 0 > /proc/sys/net/ipv6/icmp/ratelimit")
 		l.hosts = append(l.hosts, m)
 	}
 	return l
@@ -218,6 +220,16 @@ func (m *machine) own(like string) string {
 	return ""
 }
 
+// at is the pod's address in the family of like.
+func (p *pod) at(like string) string {
+	for _, addr := range p.addrs {
+		if strings.Contains(addr, ":") == strings.Contains(like, ":") {
+			return addr
+		}
+	}
+	return ""
+}
+
 // device is the one that leads to an address.
 func (m *machine) device(addr string) string {
 	m.lab.t.Helper()
@@ -313,12 +325,33 @@ func (p *pod) run(args ...string) string {
 }
 
 func (m *machine) pod(uid string, ports ...corev1.ContainerPort) *pod {
+	m.lab.t.Helper()
+	p := m.process(uid)
+	p.ports = ports
+	p.addrs = strings.Fields(m.ask(request{Verb: "attach", UID: uid, PID: p.pid, Ports: ports}))
+	p.addr = p.addrs[0]
+	return p
+}
+
+// process is what is in a pod, before it is attached to any network.
+func (m *machine) process(uid string) *pod {
+	m.lab.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	return &pod{m: m, uid: uid, pid: m.serve(cmd, uid)}
+}
+
+// serves starts what is in a pod in the machine's own network.
+func (m *machine) serves(name string) {
+	m.lab.t.Helper()
+	m.serve(exec.Command("nsenter", "--net=/run/netns/"+m.ns, "--", os.Args[0]), name)
+}
+
+func (m *machine) serve(cmd *exec.Cmd, name string) (pid int) {
 	t := m.lab.t
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "NETT_ROLE=pod", "NETT_NAME="+uid)
-	cmd.Stderr = &prefixed{prefix: uid}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	cmd.Env = append(os.Environ(), "NETT_ROLE=pod", "NETT_NAME="+name)
+	cmd.Stderr = &prefixed{prefix: name}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -328,17 +361,14 @@ func (m *machine) pod(uid string, ports ...corev1.ContainerPort) *pod {
 	}
 	t.Cleanup(func() {
 		if err := cmd.Process.Kill(); err != nil {
-			t.Errorf("kill pod: %v", err)
+			t.Errorf("kill %s: %v", name, err)
 		}
 		_ = cmd.Wait()
 	})
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("start pod %s: %v", uid, err)
+		t.Fatalf("start %s: %v", name, err)
 	}
-	p := &pod{m: m, uid: uid, pid: cmd.Process.Pid, ports: ports}
-	p.addrs = strings.Fields(m.ask(request{Verb: "attach", UID: uid, PID: p.pid, Ports: ports}))
-	p.addr = p.addrs[0]
-	return p
+	return cmd.Process.Pid
 }
 
 // dial connects n times to target and returns what answered, "error: …" included.

@@ -83,8 +83,6 @@ func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports
 			fmt.Sprintf("ct status dnat %s saddr . %s daddr @hairpins snat to %s fully-random", ip, ip, own),
 			// From outside to another peer's pod (a NodePort): the answer must come back through here.
 			fmt.Sprintf("%s saddr != %s %s daddr %s %s daddr != %s snat to %s fully-random", ip, cluster, ip, cluster, ip, f.PodCIDR.Masked(), own),
-			// From outside to outside, by a NodePort whose endpoint is another machine itself.
-			fmt.Sprintf("ct status dnat %s saddr != %s %s daddr != %s masquerade fully-random", ip, cluster, ip, inside),
 			// Pods, and the peer under its pod network address, out of the cluster.
 			fmt.Sprintf("%s saddr %s %s daddr != %s masquerade fully-random", ip, f.PodCIDR.Masked(), ip, inside),
 		),

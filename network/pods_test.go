@@ -118,7 +118,7 @@ func restartAdoptsEverything(t *testing.T, l *lab) {
 	h2.up()
 	l.peers()
 	a, b, c := h1.pod("a"), h1.pod("b"), h2.pod("c")
-	services, slices := hello(a, c)
+	services, slices := l.hello(a, c)
 	l.put(services, slices)
 	eventually(t, patience, func() string {
 		return want(b.dial("tcp4", clusterIP+":80", enough), "a", "c")
@@ -142,8 +142,8 @@ func restartAdoptsEverything(t *testing.T, l *lab) {
 	}
 	// The first write of the Services' rules must have changed nothing, and not be missing either:
 	// another change comes after it.
-	l.put(hello(a))
-	eventually(t, patience, func() string { return want(b.dial("tcp4", clusterIP+":80", 8), "a") })
+	l.put(l.hello(a))
+	eventually(t, patience, func() string { return want(b.dial("tcp4", clusterIP+":80", enough), "a") })
 	eventually(t, patience, func() string { // the daemon says so only afterwards
 		if n := strings.Count(h1.stderr.String(), "nftables written"); n != len(h1.ranges) {
 			return fmt.Sprintf("%d writes since the restart, want the last change's only, one of each family:\n%s", n, h1.stderr.String())
@@ -174,7 +174,7 @@ func TestCleanLeavesNothing(t *testing.T) {
 	before := state()
 	h1.up()
 	a := h1.pod("a")
-	l.put(hello(a))
+	l.put(l.hello(a))
 	if state() == before {
 		t.Fatal("nothing was set up")
 	}

@@ -93,22 +93,39 @@ func policyOf(namespace, name, spec string) string {
 }
 
 func TestPolicies(t *testing.T) {
-	l := &policed{lab: newLab(t, 3, "vxlan"), t: t}
-	h1, h2, outside := l.hosts[0], l.hosts[1], l.hosts[2]
-	for _, name := range []string{"shop", "desk"} {
-		l.objs.Namespaces = append(l.objs.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"name": name}}})
-	}
-	h1.up()
-	h2.up()
-	l.peers()
-	server, near, far := l.run(h1, "shop", "server"), l.run(h1, "shop", "near"), l.run(h2, "shop", "far")
-	other := l.run(h2, "desk", "other")
+	everywhere(t, 3, func(t *testing.T, lab *lab) {
+		l := &policed{lab: lab, t: t}
+		for _, name := range []string{"shop", "desk"} {
+			l.objs.Namespaces = append(l.objs.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"name": name}}})
+		}
+		h1, h2 := l.hosts[0], l.hosts[1]
+		h1.up()
+		h2.up()
+		l.peers()
+		server, near, far := l.run(h1, "shop", "server"), l.run(h1, "shop", "near"), l.run(h2, "shop", "far")
+		other := l.run(h2, "desk", "other")
+		for _, addr := range server.addrs {
+			t.Run(addr, func(t *testing.T) { policies(t, l, addr, server, near, far, other) })
+		}
+	})
+}
+
+// policies looks at what policies let through to the server's address ip; everything else is of
+// that address' family.
+func policies(t *testing.T, l *policed, ip string, server, near, far, other *pod) {
+	h1, outside := l.hosts[0], l.hosts[2]
 	tcp, udp := func(from *pod, to string) func() map[string]int {
-		return func() map[string]int { return from.dial("tcp4", to, 1) }
+		return func() map[string]int { return from.dial("tcp", to, 1) }
 	}, func(from *pod, to string) func() map[string]int {
-		return func() map[string]int { return from.dial("udp4", to, 1) }
+		return func() map[string]int { return from.dial("udp", to, 1) }
 	}
-	at := server.addr + ":8080"
+	of := func(v4, v6 string) string {
+		if strings.Contains(ip, ":") {
+			return v6
+		}
+		return v4
+	}
+	at, serviceIP := on(ip, 8080), of(clusterIP, clusterIP6)
 	everyone := map[string]*pod{"near": near, "far": far, "other": other}
 	expect := func(t *testing.T, allowed ...string) {
 		t.Helper()
@@ -116,14 +133,14 @@ func TestPolicies(t *testing.T) {
 			want := refused
 			for _, a := range allowed {
 				if a == name {
-					want = "server " + from.addr
+					want = "server " + from.at(ip)
 				}
 			}
 			soon(t, "TCP from "+name, tcp(from, at), want)
 			if want == refused {
-				want = "error: no route to host" // ICMP says so; the kernel sends only so many
+				want = of("error: no route to host", "error: permission denied") // ICMP says so
 				eventually(t, patience, func() string {
-					if got := from.dial("udp4", at, 1); len(got) != 1 || got[want]+got["error: timeout"] != 1 {
+					if got := from.dial("udp", at, 1); len(got) != 1 || got[want]+got["error: timeout"] != 1 {
 						return fmt.Sprintf("UDP from %s: %v", name, got)
 					}
 					return ""
@@ -131,8 +148,8 @@ func TestPolicies(t *testing.T) {
 			}
 		}
 		// Probes: the machine itself always reaches its pods, and a pod itself.
-		only(t, h1.dial("tcp4", at, 1), "server 10.42.1.1")
-		only(t, server.dial("tcp4", at, 1), "server "+server.addr)
+		only(t, h1.dial("tcp", at, 1), "server "+h1.own(ip))
+		only(t, server.dial("tcp", at, 1), "server "+ip)
 	}
 	expect(t, "near", "far", "other")
 
@@ -140,8 +157,8 @@ func TestPolicies(t *testing.T) {
 	t.Run("default deny", func(t *testing.T) {
 		l.policies(denyAll)
 		expect(t)
-		only(t, server.dial("tcp4", far.addr+":8080", 1), "far "+server.addr)
-		only(t, near.dial("tcp4", far.addr+":8080", 1), "far "+near.addr)
+		only(t, server.dial("tcp", on(far.at(ip), 8080), 1), "far "+server.at(ip))
+		only(t, near.dial("tcp", on(far.at(ip), 8080), 1), "far "+near.at(ip))
 	})
 	t.Run("pod selector", func(t *testing.T) {
 		l.policies(denyAll, policyOf("shop", "near", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: near}}}]}]}"))
@@ -150,16 +167,16 @@ func TestPolicies(t *testing.T) {
 	t.Run("namespace selector", func(t *testing.T) {
 		l.policies(policyOf("shop", "desk", "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {name: desk}}}]}]}"))
 		expect(t, "other")
-		soon(t, "another selected pod", tcp(near, far.addr+":8080"), refused)
+		soon(t, "another selected pod", tcp(near, on(far.at(ip), 8080)), refused)
 	})
 	t.Run("both selectors", func(t *testing.T) {
 		l.policies(policyOf("shop", "both", "{podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: app, operator: In, values: [far, other]}]}}]}]}"))
 		expect(t, "far", "other")
 	})
 	t.Run("address blocks", func(t *testing.T) {
-		l.policies(policyOf("shop", "block", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.42.0.0/16, except: [10.42.2.0/24, 10.42.2.0/25]}}]}]}"))
+		l.policies(policyOf("shop", "block", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: '"+of("10.42.0.0/16', except: [10.42.2.0/24, 10.42.2.0/25]", "fd42::/56', except: ['fd42:0:0:2::/64', 'fd42:0:0:2::/65']")+"}}]}]}"))
 		expect(t, "near")
-		l.policies(policyOf("shop", "block", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: ["+far.addr+"/32]}}]}]}"))
+		l.policies(policyOf("shop", "block", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: '"+of("0.0.0.0/0", "::/0")+"', except: ['"+alone(far.at(ip))+"']}}]}]}"))
 		expect(t, "near", "other")
 	})
 	t.Run("ports", func(t *testing.T) {
@@ -182,10 +199,10 @@ func TestPolicies(t *testing.T) {
 		} {
 			l.policies(rule(c.port))
 			for name, from := range everyone {
-				want := map[bool]string{true: "server " + from.addr, false: refused}
+				want := map[bool]string{true: "server " + from.at(ip), false: refused}
 				soon(t, c.port+" from "+name, tcp(from, at), want[c.tcp])
 				eventually(t, patience, func() string {
-					if got := from.dial("udp4", at, 1); (got["server "+from.addr] == 1) != c.udp {
+					if got := from.dial("udp", at, 1); (got["server "+from.at(ip)] == 1) != c.udp {
 						return fmt.Sprintf("%s by UDP from %s: %v", c.port, name, got)
 					}
 					return ""
@@ -195,35 +212,35 @@ func TestPolicies(t *testing.T) {
 	})
 	t.Run("egress", func(t *testing.T) {
 		l.policies()
-		soon(t, "before", tcp(near, at), "server "+near.addr)
+		soon(t, "before", tcp(near, at), "server "+near.at(ip))
 		l.policies(policyOf("shop", "out", "{podSelector: {matchLabels: {app: near}}, policyTypes: [Egress]}"))
 		soon(t, "to a pod of the same peer", tcp(near, at), refused)
-		only(t, near.dial("tcp4", other.addr+":8080", 1), refused)
-		only(t, near.dial("tcp4", outside.addr.String()+":9", 1), refused)
-		only(t, near.dial("tcp4", h1.addr.String()+":9", 1), refused)
-		only(t, server.dial("tcp4", near.addr+":8080", 1), "near "+server.addr)
-		l.policies(policyOf("shop", "out", "{podSelector: {matchLabels: {app: near}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {name: desk}}}], ports: [{port: web}]}, {to: [{ipBlock: {cidr: "+at[:len(at)-5]+"/32}}]}]}"))
-		soon(t, "to the other namespace", tcp(near, other.addr+":8080"), "other "+near.addr)
-		only(t, near.dial("tcp4", other.addr+":8081", 1), refused)
-		only(t, near.dial("tcp4", far.addr+":8080", 1), refused)
-		only(t, near.dial("tcp4", at, 1), "server "+near.addr)
+		only(t, near.dial("tcp", on(other.at(ip), 8080), 1), refused)
+		only(t, near.dial("tcp", on(outside.at(ip), 9), 1), refused)
+		only(t, near.dial("tcp", on(h1.at(ip), 9), 1), refused)
+		only(t, server.dial("tcp", on(near.at(ip), 8080), 1), "near "+server.at(ip))
+		l.policies(policyOf("shop", "out", "{podSelector: {matchLabels: {app: near}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {name: desk}}}], ports: [{port: web}]}, {to: [{ipBlock: {cidr: '"+alone(ip)+"'}}]}]}"))
+		soon(t, "to the other namespace", tcp(near, on(other.at(ip), 8080)), "other "+near.at(ip))
+		only(t, near.dial("tcp", on(other.at(ip), 8081), 1), refused)
+		only(t, near.dial("tcp", on(far.at(ip), 8080), 1), refused)
+		only(t, near.dial("tcp", at, 1), "server "+near.at(ip))
 	})
 	t.Run("through a Service", func(t *testing.T) {
-		services, slices := hello(server)
+		services, slices := l.hello(server)
 		l.put(services, slices)
 		l.policies()
-		soon(t, "before", tcp(far, clusterIP+":80"), "server "+far.addr)
+		soon(t, "before", tcp(far, on(serviceIP, 80)), "server "+far.at(ip))
 		l.policies(denyAll)
-		soon(t, "denied", tcp(far, clusterIP+":80"), refused)
-		soon(t, "to itself", tcp(server, clusterIP+":80"), "server 10.42.1.1")
+		soon(t, "denied", tcp(far, on(serviceIP, 80)), refused)
+		soon(t, "to itself", tcp(server, on(serviceIP, 80)), "server "+h1.own(ip))
 		l.policies(denyAll, policyOf("shop", "far", "{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: far}}}]}]}"))
-		soon(t, "allowed", tcp(far, clusterIP+":80"), "server "+far.addr)
-		soon(t, "by UDP", udp(far, clusterIP+":53"), "server "+far.addr)
+		soon(t, "allowed", tcp(far, on(serviceIP, 80)), "server "+far.at(ip))
+		soon(t, "by UDP", udp(far, on(serviceIP, 53)), "server "+far.at(ip))
 	})
 	t.Run("established connections", func(t *testing.T) {
 		l.policies()
 		for name, from := range everyone {
-			soon(t, "before", tcp(from, at), "server "+from.addr)
+			soon(t, "before", tcp(from, at), "server "+from.at(ip))
 			hold := from.hold(at)
 			if got := hold("still"); got != "still" {
 				t.Fatalf("%s: %s", name, got)
@@ -236,7 +253,7 @@ func TestPolicies(t *testing.T) {
 				return ""
 			})
 			l.policies()
-			soon(t, "after that", tcp(from, at), "server "+from.addr)
+			soon(t, "after that", tcp(from, at), "server "+from.at(ip))
 			next := from.stream(at)
 			if got := next(); got != "tick" {
 				t.Fatalf("%s: %s", name, got)
@@ -249,8 +266,25 @@ func TestPolicies(t *testing.T) {
 				return ""
 			})
 			l.policies()
-			soon(t, "afterwards", tcp(from, at), "server "+from.addr)
+			soon(t, "afterwards", tcp(from, at), "server "+from.at(ip))
 		}
+		// A tracked flow of UDP, whose client keeps its port, ends as well.
+		flow := func(from *pod) func() map[string]int {
+			return func() map[string]int { return from.dial("udp", at, 1, "NETT_FROM="+on(from.at(ip), 5555)) }
+		}
+		for name, from := range everyone {
+			soon(t, "UDP before", flow(from), "server "+from.at(ip))
+			l.policies(denyAll)
+			eventually(t, patience, func() string {
+				if got := flow(from)(); got["server "+from.at(ip)] > 0 {
+					return name + " is still answered by UDP"
+				}
+				return ""
+			})
+			l.policies()
+			soon(t, "UDP afterwards", flow(from), "server "+from.at(ip))
+		}
+		soon(t, "TCP afterwards", tcp(near, at), "server "+near.at(ip))
 		// A flow that goes on being allowed is not touched.
 		hold := near.hold(at)
 		l.policies(denyAll, policyOf("shop", "near", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: near}}}]}]}"))
@@ -263,16 +297,18 @@ func TestPolicies(t *testing.T) {
 		l.policies(policyOf("shop", "deny", "{podSelector: {}, policyTypes: [Ingress, Egress]}"))
 		soon(t, "the policy", tcp(near, at), refused)
 		// The first look comes right after its interface is there.
-		fresh := l.run(h1, "shop", "fresh")
-		only(t, far.dial("tcp4", fresh.addr+":8080", 1), refused)
-		only(t, fresh.dial("tcp4", other.addr+":8080", 1), refused)
+		fresh := l.run(h1, "shop", of("fresh4", "fresh6"))
+		only(t, far.dial("tcp", on(fresh.at(ip), 8080), 1), refused)
+		only(t, fresh.dial("tcp", on(other.at(ip), 8080), 1), refused)
 	})
 	t.Run("nothing stays", func(t *testing.T) {
 		l.policies()
 		eventually(t, patience, func() string {
 			for _, m := range l.hosts[:2] {
-				if rules := m.run("nft", "list", "table", "ip", "rookery"); containsAny(rules, "chain policy-", "set policy-", "map policy-") {
-					return rules
+				for _, f := range m.ranges {
+					if rules := m.run("nft", "list", "table", string(f.Table()), "rookery"); containsAny(rules, "chain policy-", "set policy-", "map policy-") {
+						return rules
+					}
 				}
 			}
 			return ""
@@ -294,13 +330,13 @@ func TestPoliciesOfBothFamilies(t *testing.T) {
 		return func() map[string]int { return from.dial("tcp", net.JoinHostPort(addr, "8080"), 1) }
 	}
 	for _, addr := range server.addrs {
-		soon(t, "before", dial(far, addr), "server "+source(far, addr))
+		soon(t, "before", dial(far, addr), "server "+far.at(addr))
 	}
 	l.policies(policyOf("shop", "deny", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress, Egress]}"),
 		policyOf("shop", "near", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: near}}}], ports: [{port: web}]}]}"))
 	for i, addr := range server.addrs {
 		soon(t, "not allowed", dial(far, addr), refused)
-		soon(t, "allowed", dial(near, addr), "server "+source(near, addr))
+		soon(t, "allowed", dial(near, addr), "server "+near.at(addr))
 		soon(t, "its egress", dial(server, far.addrs[i]), refused)
 		family := []string{"ip", "ip6"}[i]
 		for set, want := range map[string]string{"refused-ingress": far.addrs[i] + " . " + addr, "refused-egress": addr + " . " + far.addrs[i]} {
@@ -313,14 +349,6 @@ func TestPoliciesOfBothFamilies(t *testing.T) {
 	soon(t, "a block of IPv6, by IPv4", dial(far, server.addrs[0]), refused)
 	soon(t, "a block of IPv6", dial(far, server.addrs[1]), "server "+far.addrs[1])
 	soon(t, "who is not in the block", dial(near, server.addrs[1]), refused)
-}
-
-// source is the pod's address of the family of to.
-func source(p *pod, to string) string {
-	if strings.Contains(to, ":") {
-		return p.addrs[1]
-	}
-	return p.addrs[0]
 }
 
 func containsAny(s string, parts ...string) bool {

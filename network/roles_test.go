@@ -74,6 +74,7 @@ type request struct {
 	Peers    []network.Peer
 	Backend  string
 	Address  netip.Addr
+	Ranges   []netip.Prefix // of all pods
 	Dead     []string
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
@@ -176,6 +177,14 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 		h.changed <- struct{}{}
 		h.moved <- struct{}{}
 		return "", nil
+	case "check":
+		var out strings.Builder
+		for _, f := range network.Check(ctx, r.Ranges...) {
+			if !f.OK && strings.HasPrefix(f.Name, "firewall") {
+				fmt.Fprintf(&out, "%s: %s -> %s\n", f.Name, f.Detail, f.Cure)
+			}
+		}
+		return out.String(), nil
 	case "clean":
 		h.cancel()
 		if err := errors.Join(<-h.done, <-h.done, <-h.done, <-h.done); err != nil {
@@ -452,6 +461,11 @@ func dialRole() error {
 		return err
 	}
 	d := net.Dialer{Timeout: 3 * time.Second} // longer than the first retransmission of a SYN
+	if wait := os.Getenv("NETT_WAIT"); wait != "" {
+		if d.Timeout, err = time.ParseDuration(wait); err != nil {
+			return err
+		}
+	}
 	if from := os.Getenv("NETT_FROM"); from != "" {
 		at, err := netip.ParseAddrPort(from)
 		if err != nil { // an address alone

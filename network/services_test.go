@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -17,18 +18,24 @@ import (
 
 const clusterIP, clusterIP6 = "10.43.0.80", "fd43::80"
 
-// hello is a Service on 80 (TCP, node port 30080) and 53 (UDP), with these pods ready.
-func hello(pods ...*pod) ([]*corev1.Service, []*discoveryv1.EndpointSlice) {
+// hello is a Service of each of the cluster's IP families on 80 (TCP, node port 30080) and
+// 53 (UDP, 30053), with these pods ready.
+func (l *lab) hello(pods ...*pod) ([]*corev1.Service, []*discoveryv1.EndpointSlice) {
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "test", Name: "hello"}}
-	svc.Spec = corev1.ServiceSpec{ClusterIP: clusterIP, Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{
+	svc.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{
 		{Name: "http", Port: 80, NodePort: 30080, Protocol: corev1.ProtocolTCP},
-		{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP},
+		{Name: "dns", Port: 53, NodePort: 30053, Protocol: corev1.ProtocolUDP},
 	}}
-	slices := []*discoveryv1.EndpointSlice{sliceOf(discoveryv1.AddressTypeIPv4, pods)}
-	if len(pods) > 0 && len(pods[0].addrs) > 1 {
-		svc.Spec.ClusterIPs = []string{clusterIP, clusterIP6}
-		slices = append(slices, sliceOf(discoveryv1.AddressTypeIPv6, pods))
+	var slices []*discoveryv1.EndpointSlice
+	for _, f := range l.hosts[0].ranges {
+		ip, family := clusterIP, discoveryv1.AddressTypeIPv4
+		if f.PodCIDR.Addr().Is6() {
+			ip, family = clusterIP6, discoveryv1.AddressTypeIPv6
+		}
+		svc.Spec.ClusterIPs = append(svc.Spec.ClusterIPs, ip)
+		slices = append(slices, sliceOf(family, pods))
 	}
+	svc.Spec.ClusterIP = svc.Spec.ClusterIPs[0]
 	return []*corev1.Service{svc}, slices
 }
 
@@ -58,17 +65,46 @@ func sliceOf(family discoveryv1.AddressType, pods []*pod) *discoveryv1.EndpointS
 	return slice
 }
 
+// everywhere runs a test over each backend in clusters of IPv4 and of both IP families, and
+// in one of IPv6 alone.
+func everywhere(t *testing.T, hosts int, test func(t *testing.T, l *lab)) {
+	t.Helper()
+	for _, c := range []struct{ backend, families string }{
+		{"wireguard", "4"}, {"wireguard", "64"}, {"vxlan", "4"}, {"vxlan", "46"}, {"vxlan", "6"}, {"direct", "4"}, {"direct", "46"},
+	} {
+		t.Run(c.backend+" "+c.families, func(t *testing.T) { test(t, newLabOf(t, hosts, c.backend, c.families)) })
+	}
+}
+
 func TestServiceAcrossPeers(t *testing.T) {
-	l := newLab(t, 3, "wireguard")
+	everywhere(t, 3, func(t *testing.T, l *lab) {
+		l.hosts[0].up()
+		l.hosts[1].up()
+		l.peers()
+		a, b, c, client := l.hosts[0].pod("a"), l.hosts[0].pod("b"), l.hosts[1].pod("c"), l.hosts[0].pod("client")
+		l.hosts[1].serves("machine")
+		services, _ := l.hello()
+		for _, ip := range services[0].Spec.ClusterIPs {
+			t.Run(ip, func(t *testing.T) { serviceAcrossPeers(t, l, ip, a, b, c, client) })
+		}
+	})
+}
+
+// serviceAcrossPeers looks at the Service under one of its addresses; everything else is of
+// that address' family.
+func serviceAcrossPeers(t *testing.T, l *lab, ip string, a, b, c, client *pod) {
 	h1, h2, outside := l.hosts[0], l.hosts[1], l.hosts[2]
-	h1.up()
-	h2.up()
-	l.peers()
-	a, b, c, client := h1.pod("a"), h1.pod("b"), h2.pod("c"), h1.pod("client")
-	services, slices := hello(a, b, c)
-	l.put(services, slices)
-	eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", enough), "a", "b", "c") })
-	eventually(t, patience, func() string { return want(h2.dial("tcp4", clusterIP+":80", enough), "a", "b", "c") })
+	is6 := strings.Contains(ip, ":")
+	of := func(v4, v6 string) string {
+		if is6 {
+			return v6
+		}
+		return v4
+	}
+	web, node1, node2 := on(ip, 80), on(h1.at(ip), 30080), on(h2.at(ip), 30080)
+	l.put(l.hello(a, b, c))
+	eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "a", "b", "c") })
+	eventually(t, patience, func() string { return want(h2.dial("tcp", web, enough), "a", "b", "c") })
 
 	even := func(name string, got map[string]int, from string) {
 		t.Helper()
@@ -80,112 +116,161 @@ func TestServiceAcrossPeers(t *testing.T) {
 			}
 		}
 	}
-	even("from a pod", client.dial("tcp4", clusterIP+":80", 300), client.addr)
-	even("from the machine", h1.dial("tcp4", clusterIP+":80", 300), "10.42.1.1")
-	if got := want(h1.dial("tcp4", h1.addr.String()+":30080", enough), "a", "b", "c"); got != "" {
+	even("from a pod", client.dial("tcp", web, 300), client.at(ip))
+	even("from the machine", h1.dial("tcp", web, 300), h1.own(ip))
+	if got := want(h1.dial("tcp", node1, enough), "a", "b", "c"); got != "" {
 		t.Errorf("NodePort from the machine itself: %s", got)
 	}
-	if got := want(outside.dial("tcp4", h1.addr.String()+":30080", enough), "a", "b", "c"); got != "" {
+	if got := want(outside.dial("tcp", node1, enough), "a", "b", "c"); got != "" {
 		t.Errorf("NodePort from outside: %s", got)
 	}
-	if got := want(client.dial("tcp4", h2.addr.String()+":30080", enough), "a", "b", "c"); got != "" {
+	if got := want(client.dial("tcp", node2, enough), "a", "b", "c"); got != "" {
 		t.Errorf("another peer's NodePort from a pod: %s", got)
 	}
-	if got := want(client.dial("udp4", clusterIP+":53", enough), "a", "b", "c"); got != "" {
+	if got := want(client.dial("udp", on(ip, 53), enough), "a", "b", "c"); got != "" {
 		t.Errorf("UDP: %s", got)
 	}
-	only(t, client.dial("tcp4", clusterIP+":81", 1), "error: connection refused")
-	only(t, h1.dial("tcp4", clusterIP+":81", 1), "error: connection refused")
-	only(t, client.dial("tcp4", "10.43.7.7:80", 1), "error: connection refused")
-	only(t, h1.dial("tcp4", "127.0.0.1:30080", 1), "error: connection refused")
+	only(t, client.dial("tcp", on(ip, 81), 1), refused)
+	only(t, h1.dial("tcp", on(ip, 81), 1), refused)
+	only(t, client.dial("tcp", on(of("10.43.7.7", "fd43::77"), 80), 1), refused)
+	only(t, h1.dial("tcp", on(of("127.0.0.1", "::1"), 30080), 1), refused)
 
 	t.Run("hairpin", func(t *testing.T) {
-		l.put(hello(a))
-		eventually(t, patience, func() string { return want(a.dial("tcp4", clusterIP+":80", 3), "a") })
-		only(t, a.dial("tcp4", clusterIP+":80", 3), "a 10.42.1.1")
+		l.put(l.hello(a))
+		eventually(t, patience, func() string { return want(a.dial("tcp", web, enough), "a") })
+		only(t, a.dial("tcp", web, 3), "a "+h1.own(ip))
+		only(t, a.dial("udp", on(ip, 53), 1), "a "+h1.own(ip))
 	})
-	t.Run("local policy", func(t *testing.T) {
-		services, slices := hello(a, b, c)
+	t.Run("local policies", func(t *testing.T) {
+		services, slices := l.hello(a, b, c)
 		services[0].Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 		l.put(services, slices)
-		eventually(t, patience, func() string { return want(outside.dial("tcp4", h2.addr.String()+":30080", enough), "c") })
-		only(t, outside.dial("tcp4", h2.addr.String()+":30080", 3), "c "+outside.addr.String())
-		if got := want(client.dial("tcp4", h1.addr.String()+":30080", enough), "a", "b", "c"); got != "" {
+		eventually(t, patience, func() string { return want(outside.dial("tcp", node2, enough), "c") })
+		only(t, outside.dial("tcp", node2, 3), "c "+outside.at(ip))
+		if got := want(client.dial("tcp", node1, enough), "a", "b", "c"); got != "" {
 			t.Errorf("from inside: %s", got)
 		}
+		local := corev1.ServiceInternalTrafficPolicyLocal
+		services, slices = l.hello(b, c)
+		services[0].Spec.InternalTrafficPolicy = &local
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "b") })
+		eventually(t, patience, func() string { return want(h2.dial("tcp", web, enough), "c") })
+		// Who has none of its own reaches none.
+		services, slices = l.hello(c)
+		services[0].Spec.InternalTrafficPolicy = &local
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(client.dial("tcp", web, 1, briefly), "error:") })
 	})
 	t.Run("affinity", func(t *testing.T) {
-		services, slices := hello(a, b, c)
+		services, slices := l.hello(a, b, c)
 		services[0].Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 		l.put(services, slices)
 		eventually(t, patience, func() string {
-			if got := client.dial("tcp4", clusterIP+":80", 20); len(got) != 1 {
+			if got := client.dial("tcp", web, enough); len(got) != 1 {
 				return fmt.Sprint(got)
 			}
 			return ""
 		})
 	})
 	t.Run("weights", func(t *testing.T) {
-		services, slices := hello(a, b, c)
-		services[0].Annotations = map[string]string{"weights": a.addr + "=17 " + b.addr + "=0 " + c.addr + "=83"}
+		services, slices := l.hello(a, b, c)
+		services[0].Annotations = map[string]string{"weights": a.at(ip) + "=17 " + b.at(ip) + "=0 " + c.at(ip) + "=83"}
 		l.put(services, slices)
-		eventually(t, patience, func() string {
-			return want(h2.dial("tcp4", clusterIP+":80", enough), "a", "c")
-		})
-		soon := func() string { return want(client.dial("tcp4", clusterIP+":80", enough), "a", "c") }
-		eventually(t, patience, soon)
-		got := client.dial("tcp4", clusterIP+":80", 400)
-		inA, inC := got["a "+client.addr], got["c "+client.addr]
+		eventually(t, patience, func() string { return want(h2.dial("tcp", web, enough), "a", "c") })
+		eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "a", "c") })
+		got := client.dial("tcp", web, 400)
+		inA, inC := got["a "+client.at(ip)], got["c "+client.at(ip)]
 		if lost := 400 - inA - inC; lost > 4 || inA > 68 || inA < 68-lost || inC > 332 || inC < 332-lost {
 			t.Errorf("of 400 connections a got %d and c %d, want 68 and 332", inA, inC)
 		}
 		// The share of a group without endpoints goes to the others.
-		_, slices = hello(a, b)
+		_, slices = l.hello(a, b)
 		l.put(services, slices)
-		eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", enough), "a") })
+		eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "a") })
 	})
 	t.Run("near", func(t *testing.T) {
-		services, slices := hello(a, c)
-		for i, zone := range []string{"zone-h1", "zone-h2"} {
-			slices[0].Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
-		}
-		l.put(services, slices)
-		eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", enough), "a") })
-		eventually(t, patience, func() string { return want(h2.dial("tcp4", clusterIP+":80", enough), "c") })
-		// None is near any more: all of them.
-		slices[0].Endpoints = slices[0].Endpoints[1:]
-		l.put(services, slices)
-		eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", enough), "c") })
-	})
-	t.Run("other addresses", func(t *testing.T) {
-		services, slices := hello(a)
-		services[0].Spec.ExternalIPs = []string{"192.0.2.7"}
-		services[0].Spec.LoadBalancerSourceRanges = []string{outside.addr.String() + "/32"}
-		services[0].Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.8"}}
-		for _, ip := range []string{"192.0.2.7", "192.0.2.8"} {
-			for _, from := range []*machine{outside, h2} {
-				from.run("ip", "route", "replace", ip, "via", h1.addr.String())
+		services, slices := l.hello(a, c)
+		for _, s := range slices {
+			for i, zone := range []string{"zone-h1", "zone-h2"} {
+				s.Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
 			}
 		}
 		l.put(services, slices)
-		at := func(from *machine, ip string) func() string {
-			return func() string { return want(from.dial("tcp4", ip+":80", 1), "a") }
+		eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "a") })
+		eventually(t, patience, func() string { return want(h2.dial("tcp", web, enough), "c") })
+		// None is near any more: all of them.
+		for _, s := range slices {
+			s.Endpoints = s.Endpoints[1:]
 		}
-		eventually(t, patience, at(outside, "192.0.2.7"))
-		eventually(t, patience, at(outside, "192.0.2.8"))
-		eventually(t, patience, at(h2, "192.0.2.7"))
-		services[0].Spec.LoadBalancerSourceRanges = []string{"203.0.113.0/24", "203.0.113.5/32"}
 		l.put(services, slices)
-		eventually(t, patience, func() string { return want(outside.dial("tcp4", "192.0.2.8:80", 1), "error:") })
-		only(t, outside.dial("tcp4", "192.0.2.7:80", 1), "a "+outside.addr.String())
+		eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "c") })
+	})
+	t.Run("UDP goes on", func(t *testing.T) {
+		// A client that keeps its port, and with it its tracked flow, is sent to the endpoint that comes next.
+		l.put(l.hello(a, c))
+		from := func(addr string) string { return "NETT_FROM=" + on(addr, 5555) }
+		ways := map[string]func() map[string]int{
+			"from a pod":         func() map[string]int { return client.dial("udp", on(ip, 53), 1, from(client.at(ip))) },
+			"from the machine":   func() map[string]int { return h1.dial("udp", on(ip, 53), 1, from(h1.own(ip))) },
+			"to the NodePort":    func() map[string]int { return outside.dial("udp", on(h1.at(ip), 30053), 1, from(outside.at(ip))) },
+			"from another peer":  func() map[string]int { return h2.dial("udp", on(ip, 53), 1, from(h2.own(ip))) },
+			"from the pod there": func() map[string]int { return c.dial("udp", on(ip, 53), 1, from(c.at(ip))) },
+		}
+		for _, now := range []*pod{a, c, b} {
+			l.put(l.hello(now))
+			for name, way := range ways {
+				eventually(t, patience, func() string {
+					if got := want(way(), now.uid); got != "" {
+						return name + ": " + got
+					}
+					return ""
+				})
+			}
+		}
+	})
+	t.Run("other addresses", func(t *testing.T) {
+		external, balancer := of("192.0.2.7", "2001:db8::7"), of("192.0.2.8", "2001:db8::8")
+		services, slices := l.hello(a)
+		services[0].Spec.ExternalIPs = []string{external}
+		services[0].Spec.LoadBalancerSourceRanges = []string{alone(outside.at(ip))}
+		services[0].Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: balancer}}
+		for _, to := range []string{external, balancer} {
+			for _, from := range []*machine{outside, h2} {
+				from.run("ip", "route", "replace", to, "via", h1.at(ip))
+			}
+		}
+		l.put(services, slices)
+		at := func(from *machine, to string) func() string {
+			return func() string { return want(from.dial("tcp", on(to, 80), 1), "a") }
+		}
+		eventually(t, patience, at(outside, external))
+		eventually(t, patience, at(outside, balancer))
+		eventually(t, patience, at(h2, external))
+		eventually(t, patience, func() string { return want(client.dial("tcp", on(external, 80), 1), "a") })
+		services[0].Spec.LoadBalancerSourceRanges = []string{of("203.0.113.0/24", "2001:db8:1::/48"), of("203.0.113.5/32", "2001:db8:1::5/128")}
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(outside.dial("tcp", on(balancer, 80), 1, briefly), "error:") })
+		only(t, outside.dial("tcp", on(external, 80), 1), "a "+outside.at(ip))
+	})
+	t.Run("an endpoint outside", func(t *testing.T) {
+		services, slices := l.hello(a)
+		for _, s := range slices {
+			s.Endpoints[0].Addresses = []string{h2.at(s.Endpoints[0].Addresses[0])} // what the machine itself serves
+		}
+		l.put(services, slices)
+		// The answer comes back the way that the question went.
+		eventually(t, patience, func() string { return want(outside.dial("tcp", node1, 1), "machine") })
+		only(t, outside.dial("tcp", node1, 1), "machine "+h1.at(ip))
+		only(t, client.dial("tcp", web, 1), "machine "+h1.at(ip))
 	})
 	t.Run("health check port", func(t *testing.T) {
-		services, slices := hello(c)
+		services, slices := l.hello(c)
 		services[0].Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 		services[0].Spec.HealthCheckNodePort = 32123
 		l.put(services, slices)
 		ask := func(m *machine) string {
-			return fmt.Sprint(outside.dial("tcp4", m.addr.String()+":32123", 1, "NETT_SAY=GET / HTTP/1.0\\r\\n\\r\\n"))
+			return fmt.Sprint(outside.dial("tcp", on(m.at(ip), 32123), 1, "NETT_SAY=GET / HTTP/1.0\\r\\n\\r\\n"))
 		}
 		eventually(t, patience, func() string { return part(ask(h1), "503 Service Unavailable") })
 		eventually(t, patience, func() string { return part(ask(h2), "200 OK") })
@@ -194,10 +279,10 @@ func TestServiceAcrossPeers(t *testing.T) {
 		eventually(t, patience, func() string { return part(ask(h2), refused) })
 	})
 	t.Run("no endpoints", func(t *testing.T) {
-		l.put(hello())
+		l.put(l.hello())
 		eventually(t, patience, func() string {
-			for _, got := range []map[string]int{client.dial("tcp4", clusterIP+":80", 1), h1.dial("tcp4", clusterIP+":80", 1), outside.dial("tcp4", h1.addr.String()+":30080", 1)} {
-				if got["error: connection refused"] != 1 {
+			for _, got := range []map[string]int{client.dial("tcp", web, 1), h1.dial("tcp", web, 1), outside.dial("tcp", node1, 1)} {
+				if got[refused] != 1 {
 					return fmt.Sprint(got)
 				}
 			}
@@ -207,46 +292,72 @@ func TestServiceAcrossPeers(t *testing.T) {
 }
 
 func TestDeadPeerLeavesAtOnce(t *testing.T) {
-	l := newLab(t, 2, "vxlan")
+	everywhere(t, 2, deadPeerLeavesAtOnce)
+}
+
+func deadPeerLeavesAtOnce(t *testing.T, l *lab) {
 	h1, h2 := l.hosts[0], l.hosts[1]
 	h1.up()
 	h2.up()
 	l.peers()
 	a, c, client := h1.pod("a"), h2.pod("c"), h1.pod("client")
-	l.put(hello(c))
-	eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", 2), "c") })
-	stuck := client.hold(clusterIP + ":80")
-	l.put(hello(a, c))
-	eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", enough), "a", "c") })
-	if got := stuck("still"); got != "still" {
-		t.Fatalf("a connection was cut by a new endpoint: %s", got)
+	services, _ := l.hello()
+	ips := services[0].Spec.ClusterIPs
+	answer := func(pods ...string) {
+		t.Helper()
+		for _, ip := range ips {
+			eventually(t, patience, func() string { return want(client.dial("tcp", on(ip, 80), enough), pods...) })
+		}
 	}
-	// An endpoint that terminates keeps its connections.
-	l.put(hello(a))
-	eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", enough), "a") })
-	if got := stuck("still"); got != "still" {
-		t.Fatalf("a connection to a terminating endpoint was cut: %s", got)
+	l.put(l.hello(c))
+	answer("c")
+	var stuck []func(string) string
+	for _, ip := range ips {
+		stuck = append(stuck, client.hold(on(ip, 80)))
 	}
-	l.put(hello(a, c))
-	eventually(t, patience, func() string { return want(client.dial("tcp4", clusterIP+":80", enough), "a", "c") })
+	still := func(what string) {
+		t.Helper()
+		for i, held := range stuck {
+			if got := held("still"); got != "still" {
+				t.Fatalf("a connection to %s was cut by %s: %s", ips[i], what, got)
+			}
+		}
+	}
+	l.put(l.hello(a, c))
+	answer("a", "c")
+	still("a new endpoint")
+	l.put(l.hello(a))
+	answer("a")
+	still("the end of its endpoint, which may still finish")
+	l.put(l.hello(a, c))
+	answer("a", "c")
 
 	l.ip("-n", l.name+"-lan", "link", "set", "l2", "down")
 	begin := time.Now()
 	h1.ask(request{Verb: "dead", Dead: []string{"h2"}})
-	// Read once a millisecond what the kernel has.
-	eventually(t, patience, func() string {
-		if rules := h1.run("nft", "list", "chain", "ip", "rookery", "cluster-test/hello/tcp/http"); strings.Contains(rules, c.addr) {
-			return rules
+	for i, ip := range ips {
+		// Read once a millisecond what the kernel has.
+		eventually(t, patience, func() string {
+			if rules := h1.run("nft", "list", "chain", string(h1.ranges[i].Table()), "rookery", "cluster-test/hello/tcp/http"); strings.Contains(rules, c.at(ip)) {
+				return rules
+			}
+			return ""
+		})
+		t.Logf("out of the rules after %s", time.Since(begin))
+		only(t, client.dial("tcp", on(ip, 80), enough), "a "+client.at(ip))
+		if got := stuck[i]("anyone?"); !strings.Contains(got, "reset") {
+			t.Errorf("the connection to the dead peer by %s: %q, want a reset", ip, got)
 		}
-		return ""
-	})
-	t.Logf("out of the rules after %s", time.Since(begin))
-	only(t, client.dial("tcp4", clusterIP+":80", 20), "a "+client.addr)
-	begin = time.Now()
-	if got := stuck("anyone?"); !strings.Contains(got, "reset") {
-		t.Errorf("the connection to the dead peer: %q, want a reset", got)
 	}
-	t.Logf("its connection was reset after %s", time.Since(begin))
+}
+
+// briefly is for a dial whose packets are dropped: so long is long enough to see that.
+const briefly = "NETT_WAIT=500ms"
+
+// alone is the address block with nothing but this address.
+func alone(addr string) string {
+	a := netip.MustParseAddr(addr)
+	return netip.PrefixFrom(a, a.BitLen()).String()
 }
 
 // part says what is wrong if got does not have want in it.

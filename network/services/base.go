@@ -36,6 +36,13 @@ func base(self Self) nft.State {
 	// Priority dstnat by its number: nft has the name for prerouting only.
 	s.Chains["nat-output"] = nft.Chain{Hook: hook(knftables.NATType, knftables.OutputHook, "-100"), Rules: []string{"jump services"}}
 
+	// From outside to an endpoint outside, say another machine's own address: the answer must
+	// come back through here. What others have translated is not in the set.
+	s.Sets["outside-endpoints"] = nft.Set{Type: address + " . inet_proto . inet_service", Elements: map[string]string{}}
+	s.Chains["nat-outside"] = nft.Chain{Hook: hook(knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority), Rules: []string{
+		fmt.Sprintf("ct status dnat %s saddr != %s %s daddr . meta l4proto . th dport @outside-endpoints masquerade fully-random", ip, self.ClusterCIDR.Masked(), ip),
+	}}
+
 	// A packet that still has a service address after the look-up goes to no
 	// endpoint: there is none, or no such Service, or no such port.
 	s.Chains["refuse"] = nft.Chain{Rules: []string{"meta l4proto tcp reject with tcp reset", "reject"}}

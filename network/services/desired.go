@@ -231,6 +231,11 @@ func (p *svcPort) write(all []endpoint) {
 		}
 		return
 	}
+	for _, e := range everywhere {
+		if !p.self.ClusterCIDR.Contains(e.at.Addr()) {
+			p.element("outside-endpoints", fmt.Sprintf("%s . %s . %d", e.at.Addr(), p.proto, e.at.Port()), "")
+		}
+	}
 	p.frontends(internalChain, externalChain)
 	p.balance(internalChain, internal)
 	if !outside {

@@ -205,6 +205,10 @@ func TestDesired(t *testing.T) {
 			rule endpoint-d/web/tcp/80__10.42.1.2/8080 update @affinity-d/web/tcp/80__10.42.1.2/8080-10800 { ip saddr }
 			rule endpoint-d/web/tcp/80__10.42.1.2/8080 meta l4proto tcp dnat to 10.42.1.2:8080
 			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+		{"an endpoint outside", "d/web 10.43.0.5 80", "d/web 8080 192.0.2.9@a", `
+			rule cluster-d/web/tcp/80 meta l4proto tcp dnat to 192.0.2.9:8080
+			element outside-endpoints { 192.0.2.9 . tcp . 8080 }
+			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
 		{"headless", "d/web None 80", "d/web 8080 10.42.1.2@a", ``},
 	} {
 		t.Run(test.name, func(t *testing.T) {
