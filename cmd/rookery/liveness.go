@@ -78,6 +78,11 @@ func (l *liveness) update() {
 		}
 	}
 	l.dead.Store(&dead)
+	l.wake()
+}
+
+// wake has every subscriber look again.
+func (l *liveness) wake() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, ch := range l.wakeups {

@@ -55,7 +55,8 @@ type peer struct {
 	storage  *storage
 	agent    *node.Agent
 	network  *meteredNetwork
-	unrouted atomic.Pointer[string] // why packets to other peers do not go as wanted; nil: they do
+	routed   atomic.Pointer[map[string]bool] // whether packets have a route to the other peers; nil: not known yet
+	unrouted atomic.Pointer[string]          // why packets to other peers do not go as wanted; nil: they do
 	policies *policy.Controller
 	started  time.Time
 }
@@ -413,7 +414,7 @@ func (p *peer) balancer() *services.Controller {
 	changed := p.live.subscribe()
 	return services.New(services.Config{
 		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(),
-		Alive: p.live.alive, Changed: changed, Zone: p.zone, Rules: p.network, Section: network.ServicesSection,
+		Alive: p.reached, Changed: changed, Zone: p.zone, Rules: p.network, Section: network.ServicesSection,
 		Families: p.balancerSelves(),
 		Log:      p.log.With("room", "network"),
 	})
