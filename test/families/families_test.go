@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"github.com/rundigitalplatform/rookery/test/lab"
 	"github.com/rundigitalplatform/rookery/test/lab/labtest"
 )
@@ -93,30 +95,135 @@ func (w world) pods() []pod {
 // asker is where the request comes from: a host, or "POD in HOST".
 func (w world) served(asker, url string) {
 	w.t.Helper()
+	labtest.Eventually(w.t, 2*time.Minute, func() error {
+		got, err := w.load(asker, url, 20, 2*time.Second)
+		if err == nil && (got.Failed > 0 || len(got.Pods) != 3) {
+			err = fmt.Errorf("%s from %s: %+v", url, asker, got)
+		}
+		return err
+	})
+}
+
+// resolves asks a DNS server from a host until it answers with this record alone.
+func (w world) resolves(host, network, server, question, want string) {
+	w.t.Helper()
+	name, qtype, _ := strings.Cut(question, " ")
+	labtest.Eventually(w.t, 2*time.Minute, func() error {
+		ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
+		defer cancel()
+		conn, err := w.lab.DialFrom(ctx, host, network, net.JoinHostPort(server, "53"))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		resp, _, err := (&dns.Client{Net: network, Timeout: 5 * time.Second}).ExchangeWithConnContext(ctx, new(dns.Msg).SetQuestion(name, dns.StringToType[qtype]), &dns.Conn{Conn: conn})
+		if err != nil {
+			return err
+		}
+		got := dns.RcodeToString[resp.Rcode]
+		for _, rr := range resp.Answer {
+			got += ", " + strings.Join(strings.Fields(rr.String())[3:], " ")
+		}
+		if got != "NOERROR, "+want {
+			return fmt.Errorf("%s by %s at %s: %s, want %s", question, network, server, got, want)
+		}
+		return nil
+	})
+}
+
+// reverse is the name under which an address' own name is asked for.
+func reverse(t *testing.T, addr string) string {
+	t.Helper()
+	name, err := dns.ReverseAddr(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// use changes the backend and waits until every peer has followed.
+func (w world) use(backend string) {
+	w.t.Helper()
+	w.sh("h1", "rookery net use "+backend)
+	for _, h := range w.lab.Peers() {
+		labtest.Eventually(w.t, 2*time.Minute, func() error {
+			var s struct{ Network, Change string }
+			err := w.lab.JSON(w.t.Context(), &s, h.Name, "rookery", "status", "--json")
+			if err == nil && (s.Network != backend || s.Change != "") {
+				err = fmt.Errorf("%s: %+v, want %s", h.Name, s, backend)
+			}
+			return err
+		})
+	}
+}
+
+// report mirrors what `hello load` prints.
+type report struct {
+	Sent, Failed int
+	Pods         map[string]int
+	LastFailure  time.Time
+	Errors       map[string]int
+}
+
+// load asks a URL at a fixed rate; asker is that of [world.served].
+func (w world) load(asker, url string, rate int, length time.Duration) (r report, err error) {
 	host, command := asker, w.lab.Bin+"/hello"
 	if pod, at, ok := strings.Cut(asker, " in "); ok {
 		host, command = at, "rookery -n hello exec "+pod+" -c hello -- /hello"
 	}
-	labtest.Eventually(w.t, 2*time.Minute, func() error {
-		ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
-		defer cancel()
-		out, err := w.lab.Run(ctx, host, strings.Fields(command+" load -rate 20 -for 2s "+url)...)
-		if err != nil {
-			return err
+	ctx, cancel := context.WithTimeout(w.t.Context(), length+time.Minute)
+	defer cancel()
+	out, err := w.lab.Run(ctx, host, strings.Fields(fmt.Sprintf("%s load -rate %d -for %s %s", command, rate, length, url))...)
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &r)
+	}
+	if err != nil {
+		err = fmt.Errorf("load of %s from %s: %w: %s", url, asker, err, out)
+	}
+	return r, err
+}
+
+// during asks each URL from each asker, 200 times a second in all, while something happens,
+// and reports by who asked what.
+func (w world) during(length time.Duration, askers, urls []string, happens func()) map[string]report {
+	w.t.Helper()
+	type result struct {
+		name string
+		report
+		error
+	}
+	results := make(chan result)
+	for _, asker := range askers {
+		for _, url := range urls {
+			go func() {
+				r, err := w.load(asker, url, 200/len(askers)/len(urls), length)
+				results <- result{asker + " to " + url, r, err}
+			}()
 		}
-		var got struct {
-			Sent, Failed int
-			Pods         map[string]int
-			Errors       map[string]int
+	}
+	time.Sleep(time.Second) // the load runs before it happens
+	happens()
+	reports := map[string]report{}
+	for range len(askers) * len(urls) {
+		r := <-results
+		if r.error != nil {
+			w.t.Error(r.error)
+			continue
 		}
-		if err := json.Unmarshal([]byte(out), &got); err != nil {
-			return fmt.Errorf("%w in %s", err, out)
+		w.t.Logf("%s: %d requests, %d failed, %d pods answered", r.name, r.Sent, r.Failed, len(r.Pods))
+		reports[r.name] = r.report
+	}
+	return reports
+}
+
+// none wants no request to have failed.
+func (w world) none(what string, reports map[string]report) {
+	w.t.Helper()
+	for name, r := range reports {
+		if r.Failed > 0 {
+			w.t.Errorf("%s: %s: %d of %d requests failed: %v", what, name, r.Failed, r.Sent, r.Errors)
 		}
-		if got.Failed > 0 || len(got.Pods) != 3 {
-			return fmt.Errorf("%s from %s: %+v", url, asker, got)
-		}
-		return nil
-	})
+	}
 }
 
 // reachable asks for the sample from everywhere: pods and hosts by each Service address,
@@ -206,6 +313,102 @@ func TestDualStack(t *testing.T) {
 	if out, err := w.lab.Run(t.Context(), "h1", w.lab.Bin+"/hello", "get", "http://["+ips[1]+"]/"); err == nil {
 		t.Errorf("the address that was given back answers: %s", out)
 	}
+}
+
+// A cluster whose first family is IPv6: its Services have that unless they say otherwise, and
+// both families are served alike over each backend, while pods are replaced and peers are lost.
+func TestIPv6First(t *testing.T) {
+	w := start(t, "first", lab.Options{Flags: []string{"--pod-cidr", "fd42::/56,10.42.0.0/16", "--service-cidr", "fd43::/112,10.43.0.0/16"}})
+	for _, h := range w.lab.Peers() {
+		w.shows("h2", "rookery get node "+h.Name+" -o jsonpath={.spec.podCIDRs[0]}|{.spec.podCIDRs[1]}", "fd42:", "|10.42.")
+	}
+	for _, p := range w.pods() {
+		if ips := p.Status.PodIPs; len(ips) != 2 || !strings.HasPrefix(ips[0].IP, "fd42:") || !strings.HasPrefix(ips[1].IP, "10.42.") {
+			t.Errorf("addresses of %s: %+v", p.Metadata.Name, p.Status)
+		}
+	}
+	if ips := w.clusterIPs(); len(ips) != 1 || !strings.HasPrefix(ips[0], "fd43::") {
+		t.Fatalf("the Service of one family has %v", ips)
+	}
+	w.slices("IPv6")
+	w.sh("h2", `rookery -n hello patch service hello -p {"spec":{"ipFamilyPolicy":"PreferDualStack"}}`)
+	ips := w.clusterIPs()
+	if len(ips) != 2 || !strings.HasPrefix(ips[1], "10.43.") {
+		t.Fatalf("the Service of both families has %v", ips)
+	}
+	w.slices("IPv4", "IPv6")
+	w.sh("h1", `rookery -n hello run asker --image=localhost/hello:1 --overrides={"spec":{"nodeName":"h2","containers":[{"name":"hello","image":"localhost/hello:1","args":["serve"]}]}}`)
+	w.sh("h1", "rookery -n hello wait pod/asker --for=condition=Ready --timeout=3m")
+	const asker = "asker in h1"
+	urls := []string{"http://" + net.JoinHostPort(ips[0], "80") + "/", "http://" + net.JoinHostPort(ips[1], "80") + "/"}
+	for _, backend := range []string{"direct", "wireguard", "vxlan"} {
+		w.use(backend)
+		for _, url := range urls {
+			w.served(asker, url)
+		}
+		w.served(lab.Client, "http://"+net.JoinHostPort(w.lab.Hosts[0].IPv6, "30080")+"/")
+	}
+	w.served(asker, "http://hello.hello.svc.cluster.local/")
+
+	// Names, by both of the addresses under which they are asked for.
+	for _, server := range []string{"fd43::a", "10.43.0.10"} {
+		for question, want := range map[string]string{
+			"hello.hello.svc.cluster.local. AAAA":           "AAAA " + ips[0],
+			"hello.hello.svc.cluster.local. A":              "A " + ips[1],
+			"_http._tcp.hello.hello.svc.cluster.local. SRV": "SRV 0 100 80 hello.hello.svc.cluster.local.",
+			reverse(t, ips[0]) + " PTR":                     "PTR hello.hello.svc.cluster.local.",
+			reverse(t, ips[1]) + " PTR":                     "PTR hello.hello.svc.cluster.local.",
+			"h2.peer.cluster.local. A":                      "A " + w.lab.Hosts[1].IP,
+		} {
+			for _, network := range []string{"udp", "tcp"} {
+				w.resolves("h3", network, server, question, want)
+			}
+		}
+	}
+	w.sh("h1", "rookery -n hello create ingress all --default-backend=hello:http")
+	for _, h := range w.lab.Peers() {
+		w.served(lab.Client, "http://"+net.JoinHostPort(h.IPv6, "80")+"/")
+		w.served(lab.Client, "http://"+h.IP+"/")
+	}
+
+	w.none("a rolling update", w.during(30*time.Second, []string{asker, "h1"}, urls, func() {
+		w.sh("h1", "rookery -n hello set image deployment/hello hello=localhost/hello:2")
+		w.sh("h1", "rookery -n hello rollout status deployment/hello --timeout=3m")
+	}))
+	w.none("a daemon that is killed", w.during(20*time.Second, []string{asker, "h1"}, urls, func() {
+		if err := w.lab.Kill(t.Context(), "h3"); err != nil {
+			t.Fatal(err)
+		}
+		w.shows("h1", "rookery get node h3", "NotReady")
+		if err := w.lab.Start(t.Context(), "h3"); err != nil {
+			t.Fatal(err)
+		}
+	}))
+	w.shows("h3", "rookery status", "Nothing is wrong.")
+
+	w.sh("h1", "rookery -n hello scale deployment/hello --replicas 6") // some of them on h3
+	w.sh("h1", "rookery -n hello rollout status deployment/hello --timeout=3m")
+	var cut time.Time
+	for name, r := range w.during(20*time.Second, []string{asker, "h1"}, urls, func() {
+		cut = time.Now()
+		if err := w.lab.Cut(t.Context(), "h3"); err != nil {
+			t.Fatal(err)
+		}
+	}) {
+		if r.Failed == 0 {
+			continue
+		}
+		// 3 s on a machine that does nothing else, which make bench measures.
+		last := r.LastFailure.Sub(cut)
+		t.Logf("after a cut: %s: the last request failed %.1f s later", name, last.Seconds())
+		if last > 10*time.Second {
+			t.Errorf("after a cut: %s: requests failed for %s: %v", name, last, r.Errors)
+		}
+	}
+	if err := w.lab.Heal(t.Context(), "h3"); err != nil {
+		t.Fatal(err)
+	}
+	w.shows("h3", "rookery status", "Nothing is wrong.")
 }
 
 func TestIPv6Only(t *testing.T) {
