@@ -21,17 +21,28 @@ const (
 	// again. That gossip meets it ends the pause.
 	keepFirst = 250 * time.Millisecond
 	keepMost  = 15 * time.Second
+	// askPatience is how long a first answer may take before a connection is kept in case that it is
+	// no: where packets are dropped it takes seconds, and gossip would take this peer for dead before.
+	askPatience = 500 * time.Millisecond
+	// answersInARow say no before anybody is told: a busy machine may miss a try.
+	answersInARow = 3
+	// failFor is how long a peer cannot be dialled before anybody is told: it may be restarting.
+	failFor = 5 * time.Second
+	// shortLived is a connection that is not opened again at once: two machines with
+	// one identity would push each other out.
+	shortLived = 10 * time.Second
 )
 
 // Keepers keeps a connection open to each peer that cannot dial this one, which lets that peer
 // reach this one through it (see package reverse). Which ones these are is found by asking: each is
 // asked at first, when gossip meets it, when this machine has another address, and once a
-// minute. Until a peer has answered that it can, a connection is kept. Its methods may be
-// called concurrently.
+// minute. A connection is kept from an answer that it cannot, or while the first answer
+// takes long, until it answers that it can. Its methods may be called concurrently.
 type Keepers struct {
-	port    *Port
-	members *Members
-	log     *slog.Logger
+	port     *Port
+	members  *Members
+	log      *slog.Logger
+	patience time.Duration // askPatience but in tests
 
 	mu    sync.Mutex
 	peers map[string]*kept
@@ -40,7 +51,7 @@ type Keepers struct {
 // kept is how this peer and another one meet.
 type kept struct {
 	cancel context.CancelFunc
-	wake   chan struct{}
+	again  context.CancelFunc // begins anew, as something may be different; guarded by Keepers.mu
 
 	// What of the member was seen last; touched by Run's goroutine only.
 	up      bool
@@ -52,7 +63,7 @@ type kept struct {
 
 // NewKeepers does nothing before [Keepers.Run].
 func NewKeepers(port *Port, members *Members, log *slog.Logger) *Keepers {
-	return &Keepers{port: port, members: members, log: log, peers: make(map[string]*kept)}
+	return &Keepers{port: port, members: members, log: log, patience: askPatience, peers: make(map[string]*kept)}
 }
 
 // Meeting is how this peer and another one meet.
@@ -60,11 +71,12 @@ type Meeting struct {
 	// Kept is when the connection was made that this peer keeps, as the other one cannot
 	// dial it; zero: there is none.
 	Kept time.Time
-	// Asked: the other peer has said whether it can dial this one.
+	// Asked: the other peer has said whether it can dial this one. One no is none yet.
 	Asked bool
 	// Undialled is why it cannot; "" if it can.
 	Undialled string
-	// Err says why this peer could not dial the other one; nil if it can, or has not tried.
+	// Err says why this peer could not dial the other one for some seconds; nil if it can, or
+	// has not tried.
 	Err error
 }
 
@@ -97,16 +109,17 @@ func (k *Keepers) Run(ctx context.Context) error {
 	}
 }
 
-// hidden tells whether most of the peers that answered cannot dial this one. One that has
-// trouble of its own hides nobody.
+// hidden tells whether most of the peers that live and answered cannot dial this one. One that
+// has trouble of its own hides nobody.
 func (k *Keepers) hidden() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	asked, cannot := 0, 0
 	for _, s := range k.peers {
-		if s.Asked {
-			asked++
+		if !s.up || !s.Asked {
+			continue
 		}
+		asked++
 		if s.Undialled != "" {
 			cannot++
 		}
@@ -132,14 +145,11 @@ func (k *Keepers) look(ctx context.Context, wg *sync.WaitGroup) {
 		s := k.peers[m.Name]
 		if s == nil {
 			one, cancel := context.WithCancel(ctx)
-			s = &kept{cancel: cancel, wake: make(chan struct{}, 1)}
+			s = &kept{cancel: cancel, again: func() {}}
 			k.peers[m.Name] = s
 			wg.Go(func() { k.keep(one, m.Name, s) })
 		} else if (m.State.Up() && !s.up) || m.Started != s.started || own != s.own {
-			select {
-			case s.wake <- struct{}{}:
-			default:
-			}
+			s.again()
 		}
 		s.up, s.started, s.own = m.State.Up(), m.Started, own
 	}
@@ -153,87 +163,139 @@ func (k *Keepers) look(ctx context.Context, wg *sync.WaitGroup) {
 
 // keep asks the peer, and keeps a connection to it while that is needed.
 func (k *Keepers) keep(ctx context.Context, name string, s *kept) {
-	var links sync.WaitGroup
-	defer links.Wait()
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	var current *link
-	needed, pause := true, keepFirst // until the peer says that it can dial us
-	for {
+	var failing time.Time // since when; zero: the peer can be dialled
+	needed, noes, pause := false, 0, keepFirst
+	for ctx.Err() == nil {
+		round := k.round(ctx, s)
 		own := k.members.Address()
-		if current.over(own) {
+		if current.over(own, k.met(name)) {
 			current.cancel()
 			current = nil
 		}
-		var err error
-		if needed && current == nil {
-			current, err = k.open(ctx, &links, name, own)
+		patience := k.patience
+		if needed {
+			patience = 0
 		}
-		why := ""
-		if err == nil {
-			why, err = k.ask(ctx, name, own)
+		var opened error
+		open := func() {
+			if current == nil && opened == nil {
+				current, opened = k.open(ctx, round, &wg, name, own)
+			}
 		}
-		if ctx.Err() != nil {
-			return
+		answers := k.ask(round, &wg, name, own)
+		var a answer
+		select {
+		case a = <-answers:
+		case <-time.After(patience):
+			open()
+			a = <-answers
 		}
-		if alerted(err) { // that peer is met as ever
-			err = nil
+		if a.err == nil && a.why != "" {
+			open()
 		}
-		if err == nil {
-			needed = why != ""
+		if round.Err() != nil {
+			continue
 		}
-		if !needed && current != nil {
-			current.keeper.Retire()
-			current = nil
+		if a.err == nil {
+			needed = a.why != ""
 		}
-		k.note(name, s, current, why, err)
+		if a.err == nil && needed {
+			a.err = opened
+		}
 		wait := k.interval()
 		switch {
-		case err != nil:
+		case a.err != nil:
+			if failing.IsZero() {
+				failing = time.Now()
+			}
 			wait, pause = pause, min(2*pause, keepMost)
 		case needed: // perhaps the machines were only too busy
+			noes++
+			failing = time.Time{}
 			wait, pause = pause, min(2*pause, wait)
 		default:
-			pause = keepFirst
+			if current != nil {
+				current.keeper.Retire()
+				current = nil
+			}
+			noes, failing, pause = 0, time.Time{}, keepFirst
 		}
+		k.note(name, s, current, a, !needed || noes >= answersInARow, failing)
 		select {
 		case <-current.ended():
-			k.note(name, s, nil, why, err)
-			wait = keepFirst // who closes each one at once is asked with a pause
-		case <-ctx.Done():
-			return
-		case <-s.wake:
+			k.lost(s)
+			wait = keepFirst
+			if time.Since(current.since) < shortLived {
+				wait = min(pause, keepMost)
+			}
+		case <-round.Done():
 			continue
 		case <-time.After(time.Duration(float64(wait) * (0.75 + rand.Float64()/2))):
 			continue
 		}
 		select {
-		case <-ctx.Done():
-			return
-		case <-s.wake:
+		case <-round.Done():
 		case <-time.After(wait):
 		}
 	}
 }
 
-// ask returns why the peer cannot dial this one, "" if it can.
-func (k *Keepers) ask(ctx context.Context, name string, own netip.Addr) (why string, err error) {
-	a, err := k.port.askReach(ctx, name, reachQuestion{Address: own, Port: k.members.cfg.Port, GossipPort: k.members.cfg.Bind.Port()})
-	if err == nil && !a.Reached && a.Why == "" {
-		a.Why = "it does not say"
-	}
-	return a.Why, err
+// round returns a context that ends when something may be different from now on.
+func (k *Keepers) round(ctx context.Context, s *kept) context.Context {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s.again()
+	ctx, s.again = context.WithCancel(ctx)
+	return ctx
 }
 
-// note keeps what was found for [Keepers.Meeting]. That the peer could not be asked
-// changes nothing of what it said last.
-func (k *Keepers) note(name string, s *kept, current *link, why string, err error) {
-	now := Meeting{Asked: err == nil, Undialled: why, Err: err}
+// met is when gossip met the peer last; zero if that is away.
+func (k *Keepers) met(name string) time.Time {
+	if m, ok := k.members.table.get(name); ok && m.State.Up() {
+		return m.Since
+	}
+	return time.Time{}
+}
+
+// answer is why a peer cannot dial this one, "" if it can; or why it cannot be asked.
+type answer struct {
+	why string
+	err error
+}
+
+// ask gives one answer.
+func (k *Keepers) ask(ctx context.Context, wg *sync.WaitGroup, name string, own netip.Addr) <-chan answer {
+	answers := make(chan answer, 1)
+	wg.Go(func() {
+		a, err := k.port.askReach(ctx, name, reachQuestion{Address: own, Port: k.members.cfg.Port, GossipPort: k.members.cfg.Bind.Port()})
+		switch {
+		case alerted(err): // that peer is met as ever
+			err = nil
+		case err == nil && !a.Reached && a.Why == "":
+			a.Why = "it does not say"
+		}
+		answers <- answer{a.Why, err}
+	})
+	return answers
+}
+
+// note keeps what was found for [Keepers.Meeting]. That the peer could not be asked, or that the
+// answer is not sure yet, changes nothing of what it said last.
+func (k *Keepers) note(name string, s *kept, current *link, a answer, sure bool, failing time.Time) {
+	k.mu.Lock()
+	before := s.Meeting
+	now := Meeting{Asked: before.Asked, Undialled: before.Undialled}
 	if current != nil {
 		now.Kept = current.since
 	}
-	k.mu.Lock()
-	before := s.Meeting
-	if err != nil {
-		now.Asked, now.Undialled = before.Asked, before.Undialled
+	if a.err == nil && sure {
+		now.Asked, now.Undialled = true, a.why
+	}
+	if a.err != nil && time.Since(failing) >= failFor {
+		now.Err = a.err
 	}
 	s.Meeting = now
 	k.mu.Unlock()
@@ -246,6 +308,14 @@ func (k *Keepers) note(name string, s *kept, current *link, why string, err erro
 	if before.Kept != now.Kept || before.Asked != now.Asked || (before.Undialled == "") != (now.Undialled == "") || (before.Err == nil) != (now.Err == nil) {
 		k.members.Changed()
 	}
+}
+
+// lost notes that the connection which was kept is no more.
+func (k *Keepers) lost(s *kept) {
+	k.mu.Lock()
+	s.Kept = time.Time{}
+	k.mu.Unlock()
+	k.members.Changed()
 }
 
 // interval is that between two questions to one peer.
@@ -264,9 +334,9 @@ type link struct {
 	done   chan struct{}
 }
 
-// open makes a connection to be kept, which lives as long as ctx.
-func (k *Keepers) open(ctx context.Context, links *sync.WaitGroup, name string, own netip.Addr) (*link, error) {
-	conn, err := k.port.dialDirect(ctx, name, protocolLink)
+// open makes a connection to be kept, which lives as long as ctx. It is dialled within round.
+func (k *Keepers) open(ctx, round context.Context, wg *sync.WaitGroup, name string, own netip.Addr) (*link, error) {
+	conn, err := k.port.dialDirect(round, name, protocolLink)
 	if err != nil {
 		return nil, err
 	}
@@ -278,7 +348,7 @@ func (k *Keepers) open(ctx context.Context, links *sync.WaitGroup, name string, 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	l := &link{keeper: keeper, own: own, since: time.Now(), cancel: cancel, done: make(chan struct{})}
-	links.Go(func() {
+	wg.Go(func() {
 		defer close(l.done)
 		defer cancel()
 		if err := keeper.Run(ctx); err != nil {
@@ -288,8 +358,10 @@ func (k *Keepers) open(ctx context.Context, links *sync.WaitGroup, name string, 
 	return l, nil
 }
 
-// over tells whether it has ended, or was made from another address than our own now.
-func (l *link) over(own netip.Addr) bool {
+// over tells whether it has ended, was made from another address than our own now, or before
+// gossip met the peer last: what was on its way when a cable was cut may take long to
+// arrive, a new connection does not.
+func (l *link) over(own netip.Addr, met time.Time) bool {
 	if l == nil {
 		return false
 	}
@@ -297,7 +369,7 @@ func (l *link) over(own netip.Addr) bool {
 	case <-l.done:
 		return true
 	default:
-		return l.own != own
+		return l.own != own || met.After(l.since)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,12 +23,17 @@ type machine struct {
 	members *Members
 	keepers *Keepers
 	known   known
+	linked  sync.Map // names of those that ever kept a connection to here
 	stop    func()
 }
 
 // start starts a peer on loopback that knows others. One that is behind says an address where
 // nothing of its listens, as a machine behind NAT does.
 func start(t *testing.T, id *identity.Identity, behind bool, seeds ...*machine) *machine {
+	return startPatient(t, id, behind, time.Hour, seeds...) // the machine may be slow
+}
+
+func startPatient(t *testing.T, id *identity.Identity, behind bool, patience time.Duration, seeds ...*machine) *machine {
 	t.Helper()
 	m := &machine{name: id.Name()}
 	loopback, advertised := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.1")
@@ -37,7 +43,14 @@ func start(t *testing.T, id *identity.Identity, behind bool, seeds ...*machine) 
 	var err error
 	m.port, err = Listen(PortConfig{Listen: "127.0.0.1:0", Identity: id, Log: testLog(t).With("at", id.Name()),
 		Resolve: func(name string) []string { return m.members.Resolve(name) },
-		Changed: func() { m.members.Changed() }})
+		Changed: func() {
+			for _, x := range m.members.Snapshot() {
+				if m.port.Linked(x.Name) {
+					m.linked.Store(x.Name, true)
+				}
+			}
+			m.members.Changed()
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,6 +69,7 @@ func start(t *testing.T, id *identity.Identity, behind bool, seeds ...*machine) 
 		t.Fatal(err)
 	}
 	m.keepers = NewKeepers(m.port, m.members, testLog(t).With("at", id.Name()))
+	m.keepers.patience = patience
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 3)
 	for _, run := range []func(context.Context) error{m.port.Run, m.members.Run, m.keepers.Run} {
@@ -124,8 +138,26 @@ func TestPeerThatCannotBeDialled(t *testing.T) {
 			return ok && x.RTT > 0
 		})
 	}
-	eventually(t, 20*time.Second, "peers that can be dialled keep nothing", func() bool {
-		return !a.port.Linked("b") && !b.port.Linked("a") && !c.port.Linked("a") && a.keepers.Meeting("b") == Meeting{Asked: true} && b.keepers.Meeting("a") == Meeting{Asked: true}
+	eventually(t, 20*time.Second, "all have been asked", func() bool {
+		return a.keepers.Meeting("b") == Meeting{Asked: true} && b.keepers.Meeting("a") == Meeting{Asked: true}
+	})
+	for _, m := range []*machine{a, b, c} {
+		m.linked.Range(func(name, _ any) bool {
+			if name != "c" {
+				t.Errorf("%s kept a connection to %s, which can dial it", name, m.name)
+			}
+			return true
+		})
+	}
+
+	// Away and met again, as after a cut: what is on its way over the old connection may be late.
+	before, met := c.keepers.Meeting("a").Kept, c.members.table
+	if x, _ := met.get("a"); x.State.Up() {
+		met.gone("a", time.Now())
+		met.heard("a", netip.AddrPortFrom(x.Address, x.GossipPort), meta{Port: x.Port, Key: x.Fingerprint, Started: x.Started.Unix()}, time.Now())
+	}
+	eventually(t, 20*time.Second, "a new connection is kept", func() bool {
+		return c.keepers.Meeting("a").Kept.After(before) && a.port.Linked("c")
 	})
 
 	c.stop()
@@ -135,6 +167,58 @@ func TestPeerThatCannotBeDialled(t *testing.T) {
 		eventually(t, 20*time.Second, "the connection is gone", func() bool { return !m.port.Linked("c") })
 	}
 	t.Logf("death known everywhere after %v", time.Since(began))
+}
+
+// While the first answer takes long, a connection is kept.
+func TestSlowAnswer(t *testing.T) {
+	id := newIdentity(t, "a")
+	a := start(t, id, false)
+	for range maxReaches { // the question waits
+		a.port.reaches <- struct{}{}
+	}
+	b := startPatient(t, joinIdentity(t, id, "b"), false, time.Millisecond, a)
+	eventually(t, 20*time.Second, "b keeps a connection", func() bool { return a.port.Linked("b") })
+	if b.keepers.Meeting("a").Asked {
+		t.Error("there was an answer")
+	}
+	for range maxReaches {
+		<-a.port.reaches
+	}
+	eventually(t, 30*time.Second, "b keeps none any more", func() bool { return b.keepers.Meeting("a") == Meeting{Asked: true} && !a.port.Linked("b") })
+}
+
+// A peer is hidden after several answers in a row, and not from those that are away.
+func TestOneSlowAnswerHidesNobody(t *testing.T) {
+	p := startPort(t, newIdentity(t, "a"), PortConfig{})
+	for i, c := range []struct{ reached, hidden, known bool }{
+		{false, false, false}, {false, false, false}, {true, false, true}, // a bad start
+		{false, false, true}, {false, false, true}, {false, true, true}, {false, true, true}, {true, false, true},
+	} {
+		p.reached("b", c.reached)
+		if hidden, known := p.Hidden("b"); hidden != c.hidden || known != c.known {
+			t.Errorf("after answer %d: hidden %t, known %t", i, hidden, known)
+		}
+	}
+	no, yes := Meeting{Asked: true, Undialled: "timeout"}, Meeting{Asked: true}
+	for _, c := range []struct {
+		peers []*kept
+		want  bool
+	}{
+		{nil, false},
+		{[]*kept{{up: true}}, false},
+		{[]*kept{{up: true, Meeting: no}}, true},
+		{[]*kept{{up: true, Meeting: no}, {up: true, Meeting: yes}}, false},
+		{[]*kept{{up: false, Meeting: no}, {up: false, Meeting: no}, {up: true, Meeting: yes}}, false},
+		{[]*kept{{up: true, Meeting: no}, {up: false, Meeting: yes}}, true},
+	} {
+		k := NewKeepers(nil, nil, nil)
+		for i, s := range c.peers {
+			k.peers[string(rune('a'+i))] = s
+		}
+		if got := k.hidden(); got != c.want {
+			t.Errorf("hidden %t from %v", got, c.peers)
+		}
+	}
 }
 
 // An older Rookery knows nothing of all this, and is met as ever.

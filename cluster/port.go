@@ -70,8 +70,8 @@ type Port struct {
 	conns   map[*peerConn]struct{} // open connections of peers
 	raw     map[net.Conn]struct{}  // connections in the handshake
 	links   map[string]*reverse.Caller
-	hidden  map[string]bool // what was answered to peers that asked whether they can be dialled
-	reaches chan struct{}   // places for questions whether a peer can be dialled
+	sights  map[string]sight // of peers that asked whether they can be dialled
+	reaches chan struct{}    // places for questions whether a peer can be dialled
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -91,7 +91,7 @@ func Listen(cfg PortConfig) (*Port, error) {
 		return nil, fmt.Errorf("listen on %s: %w", cfg.Listen, err)
 	}
 	p := &Port{cfg: cfg, ln: ln, listeners: make(map[string]*demuxListener), pending: make(map[netip.Addr]int),
-		conns: make(map[*peerConn]struct{}), raw: make(map[net.Conn]struct{}), links: make(map[string]*reverse.Caller), hidden: make(map[string]bool),
+		conns: make(map[*peerConn]struct{}), raw: make(map[net.Conn]struct{}), links: make(map[string]*reverse.Caller), sights: make(map[string]sight),
 		reaches: make(chan struct{}, maxReaches)}
 	for _, proto := range []string{ProtocolRaft, ProtocolStore, ""} {
 		p.listeners[proto] = newDemuxListener(ln.Addr())

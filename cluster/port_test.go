@@ -68,7 +68,7 @@ func echo(t *testing.T, l net.Listener) {
 }
 
 func readLine(c net.Conn) (string, error) {
-	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		return "", err
 	}
 	buf := make([]byte, 64)

@@ -42,6 +42,8 @@ func (p *Port) askReach(ctx context.Context, name string, q reachQuestion) (a re
 		return a, err
 	}
 	defer conn.Close()
+	stop := context.AfterFunc(ctx, conn.drop)
+	defer stop()
 	if err = conn.SetDeadline(time.Now().Add(2*handshakeTimeout + 2*reachTimeout)); err == nil {
 		err = json.NewEncoder(conn).Encode(q)
 	}
@@ -106,7 +108,7 @@ func (p *Port) serveReach(ctx context.Context, conn *peerConn) {
 	if err := p.reach(ctx, conn.name, q); err != nil {
 		a = reachAnswer{Why: err.Error()}
 	}
-	p.setHidden(conn.name, !a.Reached)
+	p.reached(conn.name, a.Reached)
 	if err := json.NewEncoder(conn).Encode(a); err != nil {
 		p.cfg.Log.Debug("the answer whether a peer can be dialled was not delivered", "peer", conn.name, "error", err)
 	}
@@ -126,25 +128,37 @@ func (p *Port) reach(ctx context.Context, name string, q reachQuestion) error {
 	return gossip.Close()
 }
 
-// Hidden tells whether the peer asked and was found not to be dialled from here. That outlives a
-// loss of the connection that it keeps.
-func (p *Port) Hidden(name string) bool {
+// Hidden tells whether the peer asked and was found not to be dialled from here, several times in a
+// row; known is false before that, and before it was dialled once. It outlives a loss of the
+// connection that the peer keeps.
+func (p *Port) Hidden(name string) (hidden, known bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.hidden[name]
+	s := p.sights[name]
+	return s.hidden, s.known
 }
 
-func (p *Port) setHidden(name string, hidden bool) {
+// sight is what peers that asked were answered.
+type sight struct {
+	hidden, known bool
+	noes          int // in a row
+}
+
+func (p *Port) reached(name string, yes bool) {
 	p.mu.Lock()
-	changed := p.hidden[name] != hidden
-	if hidden {
-		p.hidden[name] = true
-	} else {
-		delete(p.hidden, name)
+	before := p.sights[name]
+	now := before
+	if yes {
+		now = sight{known: true}
+	} else if now.noes++; now.noes >= answersInARow {
+		now.hidden, now.known = true, true
 	}
+	p.sights[name] = now
 	p.mu.Unlock()
-	if changed {
-		p.cfg.Log.Info("whether a peer can be dialled from here has changed", "peer", name, "can", !hidden)
+	if before.hidden != now.hidden {
+		p.cfg.Log.Info("whether a peer can be dialled from here has changed", "peer", name, "can", yes)
+	}
+	if before.hidden != now.hidden || before.known != now.known {
 		p.linksChanged()
 	}
 }

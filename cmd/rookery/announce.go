@@ -46,18 +46,25 @@ func (p *peer) announcer(pool []controller.AddressRange) *announce.Announcer {
 }
 
 // balancing are the peers that live and balance Services for others on the LAN: all but
-// witnesses, and those that cannot be dialled.
+// witnesses, and those that cannot be dialled unless there are no others.
 func (p *peer) balancing() (names []string) {
 	records, err := p.registry.Peers()
 	if err != nil {
 		p.log.Error("peer records are not readable", "err", err)
 		return nil
 	}
+	var hidden []string
 	for _, r := range records {
-		seen, _ := p.members.Member(r.Name)
-		if !r.Witness && !seen.Hidden && (r.Name == p.id.Name() || p.live.alive(r.Name)) {
+		switch seen, _ := p.members.Member(r.Name); {
+		case r.Witness || r.Name != p.id.Name() && !p.live.alive(r.Name):
+		case seen.Hidden:
+			hidden = append(hidden, r.Name)
+		default:
 			names = append(names, r.Name)
 		}
+	}
+	if len(names) == 0 {
+		return hidden
 	}
 	return names
 }

@@ -123,6 +123,8 @@ func (m membership) Snapshot() map[string]controller.Member {
 		return nil
 	}
 	all := map[string]controller.Member{}
+	var hidden []string
+	reached := 0 // peers that live, with addresses that lead there
 	for _, r := range records {
 		member := controller.Member{Witness: r.Witness}
 		if seen, ok := m.members.Member(r.Name); ok {
@@ -143,9 +145,19 @@ func (m membership) Snapshot() map[string]controller.Member {
 			member.Addresses = append(member.Addresses, netip.AddrPortFrom(a, r.Port))
 		}
 		if seen, ok := m.members.Member(r.Name); ok && seen.Hidden {
-			member.Addresses = nil // pods elsewhere do not get there
+			hidden = append(hidden, r.Name)
+		} else if member.Liveness == controller.Alive {
+			reached++
 		}
 		all[r.Name] = member
+	}
+	if reached == 0 {
+		return all // better addresses that lead somewhere for some than none
+	}
+	for _, name := range hidden { // pods elsewhere do not get there
+		member := all[name]
+		member.Addresses = nil
+		all[name] = member
 	}
 	return all
 }

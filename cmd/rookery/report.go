@@ -49,8 +49,8 @@ func (p *peer) peers() []admin.PeerInfo {
 		info := admin.PeerInfo{
 			Name: r.Name, Address: r.Address.String(), State: admin.Joining, Role: admin.NoRole,
 			Version: r.Version, Joined: r.Joined, Self: r.Name == p.id.Name(),
-			Hidden: p.port.Hidden(r.Name),
 		}
+		info.Hidden, _ = p.port.Hidden(r.Name)
 		if r.OtherAddress.IsValid() {
 			info.Other = r.OtherAddress.String()
 		}

@@ -155,10 +155,14 @@ func (p *peer) setRoutes(ctx context.Context, leaving departures) error {
 		alive, had := p.live.alive(r.Name), was != nil && (*was)[r.Name]
 		routed[r.Name] = leaving.routed(r.Name, alive, had, time.Now())
 		back = back || was != nil && routed[r.Name] && !had
+		hidden, known := p.port.Hidden(r.Name)
+		if !known { // this daemon has just begun; what WireGuard has learnt is not overwritten
+			hidden = m.Hidden
+		}
 		peers = append(peers, network.Peer{
 			Name: r.Name, Endpoint: at, Other: r.OtherAddress, PodCIDRs: settings.PeerCIDRs(r.PodCIDR), WireGuardKey: network.Key(key),
 			Started: m.Started, Alive: routed[r.Name],
-			Hidden: p.port.Hidden(r.Name), HiddenFrom: p.keepers.Meeting(r.Name).Undialled != "",
+			Hidden: hidden, HiddenFrom: p.keepers.Meeting(r.Name).Undialled != "",
 		})
 	}
 	err = errors.Join(p.network.SetAddress(ctx, p.self().Address), p.network.Use(ctx, p.registry.Backend()), p.network.SetPeers(ctx, peers))
