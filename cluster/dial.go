@@ -49,7 +49,17 @@ func (p *Port) secure(ctx context.Context, conn net.Conn, name, protocol string)
 	conf := p.TLSConfig(name)
 	conf.NextProtos = []string{protocol}
 	tc := tls.Client(conn, conf)
-	if err := tc.HandshakeContext(ctx); err != nil {
+	var err error
+	if until, ok := ctx.Deadline(); ok { // over a connection that a peer keeps, a write ends by it only
+		err = conn.SetDeadline(until)
+	}
+	if err == nil {
+		err = tc.HandshakeContext(ctx)
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
+	if err != nil {
 		conn.Close()
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -46,7 +47,7 @@ type transport struct {
 type links interface {
 	Linked(name string) bool
 	SendLinked(name string, packet []byte) bool
-	DialLinked(name string, kind reverse.Kind) (net.Conn, error)
+	DialLinked(ctx context.Context, name string, kind reverse.Kind) (net.Conn, error)
 }
 
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
@@ -167,11 +168,20 @@ func (t *transport) WriteToAddress(b []byte, to memberlist.Address) (time.Time, 
 	return t.WriteTo(b, to.Addr)
 }
 
+// DialAddressTimeout keeps to the timeout whatever state a kept connection is in, as do writes to what it
+// returns: gossip probes one peer after the other.
 func (t *transport) DialAddressTimeout(to memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	if t.links != nil && to.Name != "" && t.links.Linked(to.Name) {
-		return t.links.DialLinked(to.Name, reverse.Gossip)
+	if t.links == nil || to.Name == "" || !t.links.Linked(to.Name) {
+		return t.DialTimeout(to.Addr, timeout)
 	}
-	return t.DialTimeout(to.Addr, timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	conn, err := t.links.DialLinked(ctx, to.Name, reverse.Gossip)
+	if err == nil || ctx.Err() != nil {
+		return conn, err
+	}
+	var d net.Dialer // the connection ends, or is needed no more
+	return d.DialContext(ctx, "tcp", to.Addr)
 }
 
 func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {

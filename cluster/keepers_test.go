@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/memberlist"
+
 	"github.com/rundigitalplatform/rookery/cluster/identity"
 	"github.com/rundigitalplatform/rookery/cluster/reverse"
 )
@@ -267,7 +269,12 @@ func TestKeptConnectionIsRetired(t *testing.T) {
 		t.Errorf("what ran over the connection was cut: %q, %v", said, err)
 	}
 	over.Close()
-	if err := <-ended; err != nil {
+	select {
+	case err = <-ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the connection outlived its last stream")
+	}
+	if err != nil {
 		t.Errorf("the connection that ended with its last stream was lost: %v", err)
 	}
 }
@@ -324,4 +331,37 @@ func TestKeptConnectionsAreRefused(t *testing.T) {
 	close(removed)
 	p.Recheck()
 	eventually(t, 20*time.Second, "a removed peer's connection is closed", func() bool { return !p.Linked("b") })
+}
+
+// brokenLinks are connections that are kept, over which nothing can be opened.
+type brokenLinks struct{ err error }
+
+func (brokenLinks) Linked(string) bool { return true }
+
+func (brokenLinks) SendLinked(string, []byte) bool { return true }
+
+func (l brokenLinks) DialLinked(ctx context.Context, _ string, _ reverse.Kind) (net.Conn, error) {
+	if l.err == nil {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return nil, l.err
+}
+
+// Gossip dials a peer whose kept connection ends, and waits for no stuck one.
+func TestGossipOverBrokenLinks(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	to := memberlist.Address{Addr: l.Addr().String(), Name: "b"}
+	conn, err := (&transport{links: brokenLinks{reverse.ErrRetired}}).DialAddressTimeout(to, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	if _, err := (&transport{links: brokenLinks{}}).DialAddressTimeout(to, time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a stuck connection ended with %v", err)
+	}
 }

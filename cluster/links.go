@@ -27,13 +27,14 @@ func (p *Port) SendLinked(name string, packet []byte) bool {
 	return c != nil
 }
 
-// DialLinked opens a connection to a port of the peer over the one that it keeps.
-func (p *Port) DialLinked(name string, kind reverse.Kind) (net.Conn, error) {
+// DialLinked opens a connection to a port of the peer over the one that it keeps. It does not
+// block beyond ctx.
+func (p *Port) DialLinked(ctx context.Context, name string, kind reverse.Kind) (net.Conn, error) {
 	c := p.link(name)
 	if c == nil {
 		return nil, fmt.Errorf("dial %s: %w", name, errNoLink)
 	}
-	conn, err := c.Dial(kind)
+	conn, err := c.Dial(ctx, kind)
 	if errors.Is(err, reverse.ErrRetired) {
 		p.unlink(name, c)
 	}
@@ -125,7 +126,7 @@ func (p *Port) try(ctx context.Context, name string, use func(context.Context, n
 // ways are how a peer's TLS port may be reached, the best guess first.
 func (p *Port) ways(name string) (all []func(context.Context) (net.Conn, error)) {
 	if p.Linked(name) {
-		all = append(all, func(context.Context) (net.Conn, error) { return p.DialLinked(name, reverse.Port) })
+		all = append(all, func(ctx context.Context) (net.Conn, error) { return p.DialLinked(ctx, name, reverse.Port) })
 	}
 	if p.cfg.Resolve == nil {
 		return all

@@ -96,14 +96,33 @@ func (c *Caller) Send(packet []byte) {
 	}
 }
 
-// Dial opens a stream. It does not wait for the keeper: that one is gone shows when the
-// stream is read. [ErrRetired].
-func (c *Caller) Dial(kind Kind) (net.Conn, error) {
-	s, err := c.open(kind)
-	if errors.Is(err, yamux.ErrRemoteGoAway) {
-		return nil, ErrRetired
+// Dial opens a stream. It does not wait for the keeper, only for room in what the connection sends,
+// and not beyond ctx: that the keeper is gone shows when the stream is read. [ErrRetired].
+func (c *Caller) Dial(ctx context.Context, kind Kind) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
 	}
-	return s, err
+	opened := make(chan result)
+	go func() {
+		conn, err := c.open(kind)
+		select {
+		case opened <- result{conn, err}:
+		case <-ctx.Done():
+			if err == nil {
+				conn.Close()
+			}
+		}
+	}()
+	select {
+	case r := <-opened:
+		if errors.Is(r.err, yamux.ErrRemoteGoAway) {
+			return nil, ErrRetired
+		}
+		return r.conn, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("open a stream over a kept connection: %w", ctx.Err())
+	}
 }
 
 func (c *Caller) open(kind Kind) (net.Conn, error) {
@@ -115,7 +134,7 @@ func (c *Caller) open(kind Kind) (net.Conn, error) {
 		s.Close()
 		return nil, fmt.Errorf("open a stream over a kept connection: %w", err)
 	}
-	return stream{s}, nil
+	return newStream(s), nil
 }
 
 // Close ends the connection and every stream over it. Idempotent.

@@ -15,6 +15,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -54,21 +56,59 @@ func config(log *slog.Logger) *yamux.Config {
 	return c
 }
 
-// stream behaves as a TCP connection does: its Close ends a read that waits, and after a
-// deadline it goes on with the next one. crypto/tls takes only a temporary error for that,
-// and whoever upgrades an HTTP connection relies on it.
-type stream struct{ *yamux.Stream }
+// stream behaves as a TCP connection does: its Close does not block and ends a read that waits, a
+// write ends with its deadline, after which nothing more can be written, and a read goes on
+// after one. crypto/tls takes only a temporary error for that, and whoever upgrades an HTTP
+// connection relies on it.
+type stream struct {
+	*yamux.Stream
+	until atomic.Pointer[time.Time] // the deadline of writes; nil or zero: none
+}
 
-var _ net.Conn = stream{}
+var _ net.Conn = (*stream)(nil)
 
-func (s stream) Read(b []byte) (int, error) {
+func newStream(s *yamux.Stream) *stream { return &stream{Stream: s} }
+
+func (s *stream) Read(b []byte) (int, error) {
 	n, err := s.Stream.Read(b)
 	return n, deadline(err)
 }
 
-func (s stream) Write(b []byte) (int, error) {
-	n, err := s.Stream.Write(b)
-	return n, deadline(err)
+// Write looks at the deadline itself: yamux does not while the whole connection is stuck.
+func (s *stream) Write(b []byte) (int, error) {
+	until := s.until.Load()
+	if until == nil || until.IsZero() {
+		n, err := s.Stream.Write(b)
+		return n, deadline(err)
+	}
+	type result struct {
+		n   int
+		err error
+	}
+	written := make(chan result, 1)
+	b = slices.Clone(b) // which the caller may use again before it is written
+	go func() {
+		n, err := s.Stream.Write(b)
+		written <- result{n, deadline(err)}
+	}()
+	late := time.NewTimer(time.Until(*until))
+	defer late.Stop()
+	select {
+	case r := <-written:
+		return r.n, r.err
+	case <-late.C:
+		return 0, os.ErrDeadlineExceeded
+	}
+}
+
+func (s *stream) SetDeadline(t time.Time) error {
+	s.until.Store(&t)
+	return s.Stream.SetDeadline(t)
+}
+
+func (s *stream) SetWriteDeadline(t time.Time) error {
+	s.until.Store(&t)
+	return s.Stream.SetWriteDeadline(t)
 }
 
 func deadline(err error) error {
@@ -78,8 +118,10 @@ func deadline(err error) error {
 	return err
 }
 
-func (s stream) Close() error {
-	// A deadline that is refused leaves the read to the session's end.
+func (s *stream) Close() error {
+	// A deadline that is refused leaves the read to the session's end, as an error of Close does
+	// the stream.
 	_ = s.SetReadDeadline(time.Unix(1, 0))
-	return s.Stream.Close()
+	go func() { _ = s.Stream.Close() }()
+	return nil
 }

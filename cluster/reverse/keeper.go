@@ -129,12 +129,12 @@ func (k *Keeper) accept() error {
 			s.Close()
 			continue
 		}
-		k.wg.Go(func() { k.take(stream{s}) })
+		k.wg.Go(func() { k.take(newStream(s)) })
 	}
 }
 
 // take reads what a stream is for. One of a kind that a later version may have is refused.
-func (k *Keeper) take(s stream) {
+func (k *Keeper) take(s *stream) {
 	var kind [1]byte
 	err := s.SetReadDeadline(time.Now().Add(kindTimeout))
 	if err == nil {
@@ -159,7 +159,7 @@ func (k *Keeper) take(s stream) {
 	}
 }
 
-func (k *Keeper) receive(s stream) {
+func (k *Keeper) receive(s *stream) {
 	defer s.Close()
 	in := bufio.NewReader(s)
 	for {

@@ -76,7 +76,7 @@ func TestStreamsAndPackets(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- caller.Run(context.Background()) }()
 	for _, kind := range []Kind{Port, Gossip} {
-		conn, err := caller.Dial(kind)
+		conn, err := caller.Dial(t.Context(), kind)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -112,7 +112,7 @@ func TestStreamsAndPackets(t *testing.T) {
 // called off by a deadline, and the connection goes on.
 func upgraded(t *testing.T, caller *Caller, k taken) {
 	t.Helper()
-	far, err := caller.Dial(Port)
+	far, err := caller.Dial(t.Context(), Port)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func upgraded(t *testing.T, caller *Caller, k taken) {
 	near := func() net.Conn {
 		for { // those of before may be among them
 			c := within(t, k.streams)
-			if c.(stream).StreamID() == far.(stream).StreamID() {
+			if c.(*stream).StreamID() == far.(*stream).StreamID() {
 				return c
 			}
 		}
@@ -218,5 +218,54 @@ func TestCallerTakesNoStreams(t *testing.T) {
 	_, _ = session.OpenStream() // which may hear of the end already
 	if err := within(t, done); err == nil {
 		t.Error("the caller took a stream")
+	}
+}
+
+// A connection that is stuck holds nobody up beyond a deadline.
+func TestStuckConnection(t *testing.T) {
+	near, far := net.Pipe() // without a buffer, and nobody reads
+	defer far.Close()
+	c := config(slog.New(slog.DiscardHandler))
+	c.ConnectionWriteTimeout, c.StreamOpenTimeout = time.Hour, time.Hour // so that deadlines are what ends all below
+	session, err := yamux.Server(near, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	caller := &Caller{session: session}
+	defer caller.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	dialled := make(chan error, 1)
+	go func() { _, err := caller.Dial(ctx, Gossip); dialled <- err }()
+	if err := within(t, dialled); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a stream was opened: %v", err)
+	}
+
+	read := make(chan error, 1)
+	go func() { _, err := io.Copy(io.Discard, far); read <- err }()
+	s, err := caller.Dial(t.Context(), Gossip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := far.SetReadDeadline(time.Unix(1, 0)); err != nil { // stuck again
+		t.Fatal(err)
+	}
+	within(t, read)
+	written := make(chan error, 1)
+	go func() {
+		if err := s.SetDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+			written <- err
+			return
+		}
+		_, err := s.Write([]byte("x"))
+		written <- err
+	}()
+	if err := within(t, written); err != os.ErrDeadlineExceeded {
+		t.Errorf("a write ended with %v", err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	if err := within(t, closed); err != nil {
+		t.Error(err)
 	}
 }
