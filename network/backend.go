@@ -14,9 +14,6 @@ import (
 // comes by the old one: the other peers change within seconds of each other.
 const lingerFor = 30 * time.Second
 
-// minIPv6MTU is what every IPv6 link carries; Linux has no IPv6 on a device with less.
-const minIPv6MTU = 1280
-
 // Use changes the backend of a running network; nothing happens if it is the one in
 // use. Peers that have changed hear those that have not, for half a minute, but not the
 // other way round, so the interruption lasts until the slower of two has changed. Pods
@@ -41,12 +38,13 @@ func (n *Network) Use(ctx context.Context, kind string) error {
 	if err != nil {
 		return fmt.Errorf("change to network backend %s: %w", kind, err)
 	}
-	if err := n.tolerant(next.SetPeers(n.peers)); err != nil {
+	if err := n.tolerant(next.SetPeers(n.measured())); err != nil {
 		return errors.Join(fmt.Errorf("change to network backend %s: %w", kind, err), next.Remove(), n.overlay.Restore())
 	}
 	n.log.Info("the network backend has changed", "from", n.backend, "to", kind, "mtu", mtu)
 	n.old, n.overlay, n.backend = n.overlay, next, kind
 	n.mtu.Store(int32(mtu))
+	n.watchPaths()
 	select {
 	case n.changed <- struct{}{}:
 	default:
@@ -84,10 +82,11 @@ func (n *Network) SetAddress(ctx context.Context, address netip.Addr) error {
 	n.log.Info("this machine has another address", "was", n.address, "is", address, "mtu", mtu)
 	n.address = address
 	n.mtu.Store(int32(mtu))
+	n.watchPaths()
 	if len(n.peers) == 0 { // perhaps not known yet: what an earlier run left stays
 		return nil
 	}
-	if err := n.tolerant(n.overlay.SetPeers(n.peers)); err != nil {
+	if err := n.tolerant(n.overlay.SetPeers(n.measured())); err != nil {
 		return fmt.Errorf("follow this machine to its new address: %w", err)
 	}
 	return nil
@@ -125,8 +124,8 @@ func (n *Network) mtuAt(kind string, address netip.Addr) (int, error) {
 		under = link.Attrs().MTU
 	}
 	mtu := under - overlay.Overhead(kind, address)
-	if n.cfg.ipv6() && mtu < minIPv6MTU {
-		return 0, fmt.Errorf("the network between the machines carries %d bytes, of which %s leaves %d: IPv6 pods need %d (RFC 8200)", under, kind, mtu, minIPv6MTU)
+	if n.cfg.ipv6() && mtu < overlay.MinIPv6 {
+		return 0, fmt.Errorf("the network between the machines carries %d bytes, of which %s leaves %d: IPv6 pods need %d (RFC 8200)", under, kind, mtu, overlay.MinIPv6)
 	}
 	return mtu, nil
 }
@@ -152,7 +151,8 @@ func (n *Network) SetPeers(ctx context.Context, peers []Peer) error {
 	n.overlayMu.Lock()
 	defer n.overlayMu.Unlock()
 	n.peers = peers
-	return n.overlay.SetPeers(peers)
+	n.watchPaths()
+	return n.overlay.SetPeers(n.measured())
 }
 
 func (n *Network) closeOverlays() error {

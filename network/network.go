@@ -49,7 +49,7 @@ type Config struct {
 	Backend  string     // "wireguard" (default), "vxlan" or "direct"
 	Key      Key        // WireGuard private key; not looked at by the other backends
 	Port     int        // UDP port of WireGuard, the same on every peer; default 51820
-	MTU      int        // of the network between the machines; default: that of the device with Address
+	MTU      int        // of the network between the machines, at most; default: that of the device with Address
 	Dir      string     // where ipam.json and hostports.json are kept
 	// Reserved are ports of this machine that no pod may take as its host port, whether
 	// TCP or UDP, by what they are for; nil: none.
@@ -151,6 +151,7 @@ type Network struct {
 	mtu     atomic.Int32 // of new pods
 	sweep   chan struct{}
 	changed chan struct{} // the backend has
+	paths   *paths
 
 	overlayMu sync.Mutex
 	overlay   *overlay.Overlay
@@ -173,7 +174,7 @@ func New(cfg Config) (*Network, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Network{cfg: cfg.withDefaults(), address: cfg.Address, log: cfg.Log, ready: make(chan struct{}), sweep: make(chan struct{}, 1), changed: make(chan struct{}, 1)}, nil
+	return &Network{cfg: cfg.withDefaults(), address: cfg.Address, log: cfg.Log, ready: make(chan struct{}), sweep: make(chan struct{}, 1), changed: make(chan struct{}, 1), paths: newPaths(cfg.Log)}, nil
 }
 
 // Ready is closed when pods can be attached. It stays open if Run fails.
@@ -196,7 +197,10 @@ func (n *Network) Run(ctx context.Context) error {
 	}
 	close(n.ready)
 	n.log.Info("pod network is up", "backend", n.cfg.Backend, "addresses", n.own(), "mtu", n.mtu.Load())
+	var wait sync.WaitGroup
+	wait.Go(func() { n.followPaths(ctx) })
 	n.keep(ctx)
+	wait.Wait()
 	return n.closeOverlays()
 }
 

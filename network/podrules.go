@@ -66,6 +66,15 @@ func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports
 	}
 	refused.Source.Add(s, ip)
 	s.Chains["pod-forged"] = nft.Chain{Rules: append(refused.Source.Rules(ip), "drop")}
+	// A path may carry less than the pods' devices: TCP is told at its beginning, whatever becomes
+	// of the messages that tell it later. Both directions' routes count.
+	s.Chains["pod-segments"] = nft.Chain{
+		Hook: &nft.Hook{Type: knftables.FilterType, Hook: knftables.ForwardHook, Priority: knftables.ManglePriority},
+		Rules: []string{
+			fmt.Sprintf("tcp flags & (syn|rst) == syn %s saddr %s tcp option maxseg size set rt mtu", ip, f.ClusterCIDR.Masked()),
+			fmt.Sprintf("tcp flags & (syn|rst) == syn %s daddr %s tcp option maxseg size set rt mtu", ip, f.ClusterCIDR.Masked()),
+		},
+	}
 	own, cluster := f.Own(), f.ClusterCIDR.Masked()
 	inside := fmt.Sprintf("{ %s, %s }", cluster, f.ServiceCIDR.Masked())
 	post := []string{

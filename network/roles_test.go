@@ -73,6 +73,7 @@ type request struct {
 	Ports    []corev1.ContainerPort
 	Peers    []network.Peer
 	Backend  string
+	Look     bool // at the paths
 	Address  netip.Addr
 	Ranges   []netip.Prefix // of all pods
 	Dead     []string
@@ -154,6 +155,9 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 		return "", h.net.SetAddress(ctx, r.Address)
 	case "use":
 		return "", h.net.Use(ctx, r.Backend)
+	case "paths": // looks for as long as it takes
+		all, err := json.Marshal(h.net.Paths(context.WithoutCancel(ctx), r.Look))
+		return string(all), err
 	case "put":
 		for _, s := range r.Services {
 			h.put(h.services, "service "+s.Namespace+"/"+s.Name, s)

@@ -77,10 +77,8 @@ func (c cable) plug(path string) error {
 	if err != nil {
 		return err
 	}
-	if c.ipv6() {
-		if err := inNamespace(ns, func() error { return sysctl.Device(podDevice, true) }); err != nil {
-			return fmt.Errorf("configure %s in the pod: %w", podDevice, err)
-		}
+	if err := inNamespace(ns, c.podSettings); err != nil {
+		return fmt.Errorf("configure %s in the pod: %w", podDevice, err)
 	}
 	if err := c.podSide(pod); err != nil {
 		return fmt.Errorf("configure %s in the pod: %w", podDevice, err)
@@ -126,6 +124,21 @@ func (c cable) ensure(pod *netlink.Handle, ns netns.NsHandle) (netlink.Link, err
 		return nil, fmt.Errorf("find device %s: %w", c.device, err)
 	}
 	return here, nil
+}
+
+// podSettings are those of the pod's kernel. In its namespace.
+func (c cable) podSettings() error {
+	// TCP sends less where what it sends vanishes again and again (RFC 4821), for a path may
+	// shrink, or lead out of the cluster, and nobody says so. Off is what every namespace begins with.
+	const probing, off, whenLost = "net/ipv4/tcp_mtu_probing", "0", "1"
+	have, err := sysctl.Get(probing)
+	if err == nil && have == off {
+		err = sysctl.Set(probing, whenLost)
+	}
+	if err != nil || !c.ipv6() {
+		return err
+	}
+	return sysctl.Device(podDevice, true)
 }
 
 func (c cable) podSide(pod *netlink.Handle) error {

@@ -40,6 +40,7 @@ type Peer struct {
 	Other        netip.Addr     // its address of the other IP family there; zero: none is known
 	PodCIDRs     []netip.Prefix // its pod ranges, one of each family; the first address of each is its own
 	WireGuardKey Key            // public; only looked at by WireGuard
+	PathMTU      int            // of the way to Endpoint, in bytes; zero: as much as the backend ever sends
 	// Started is when its daemon did, by that machine's clock; zero: not known.
 	Started time.Time
 	// Hidden: this machine cannot send to Endpoint before it has heard from the peer (NAT, a
@@ -55,7 +56,7 @@ type Peer struct {
 
 func (p Peer) equal(o Peer) bool {
 	return p.Name == o.Name && p.Other == o.Other && slices.Equal(p.PodCIDRs, o.PodCIDRs) &&
-		p.WireGuardKey == o.WireGuardKey && p.Started.Equal(o.Started) && p.Alive == o.Alive && p.sight(o)
+		p.WireGuardKey == o.WireGuardKey && p.Started.Equal(o.Started) && p.PathMTU == o.PathMTU && p.Alive == o.Alive && p.sight(o)
 }
 
 // back tells whether p has restarted since it was o, or may have: it was away.
@@ -134,6 +135,7 @@ type backend interface {
 // Overlay is a running backend. Its methods may be called concurrently.
 type Overlay struct {
 	cfg    Config
+	kind   string
 	device string // "" for one that needs none of its own
 	b      backend
 
@@ -158,27 +160,13 @@ func ValidKind(kind string) error {
 	return fmt.Errorf("unknown network backend %q: use wireguard, vxlan or direct", kind)
 }
 
-// Overhead is what a backend takes from every packet between machines with addresses
-// like that, in bytes.
-func Overhead(kind string, like netip.Addr) int {
-	switch {
-	case kind == "wireguard":
-		return 80 // outer IPv6 40, UDP 8, WireGuard 32; over IPv4 as well, so that it fits both
-	case kind == "vxlan" && like.Is6():
-		return 70 // outer IPv6 40, UDP 8, VXLAN 8, inner Ethernet 14
-	case kind == "vxlan":
-		return 50 // outer IPv4 20, the same
-	}
-	return 0
-}
-
 // Open brings the backend of that kind up, adopting a device that is already
 // there. The caller closes it.
 func Open(kind string, cfg Config) (*Overlay, error) {
 	if err := ValidKind(kind); err != nil {
 		return nil, err
 	}
-	o := &Overlay{cfg: cfg, peers: map[string]known{}}
+	o := &Overlay{cfg: cfg, kind: kind, peers: map[string]known{}}
 	switch kind {
 	case "wireguard":
 		b, err := newWireGuard(cfg)
@@ -274,11 +262,28 @@ func (o *Overlay) reroute(p Peer) error {
 			continue
 		}
 		r.Dst, r.Src, r.Protocol = ipNet(cidr), own.AsSlice(), PeerRoutes
+		if mtu := o.routeMTU(p, cidr); mtu < o.cfg.MTU {
+			// Locked: else kernels before 5.10, and all of IPv6, look at the device's when they forward.
+			r.MTU, r.MTULock = mtu, true
+		}
 		if err := netlink.RouteReplace(&r); err != nil {
 			errs = append(errs, fmt.Errorf("route %s: %w", cidr, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// routeMTU is what pods can send to a range of p in one packet: at most the device's MTU, and of
+// IPv6 at least what each sender may take for granted.
+func (o *Overlay) routeMTU(p Peer, cidr netip.Prefix) int {
+	mtu := o.cfg.MTU
+	if p.PathMTU > 0 {
+		mtu = min(mtu, Room(o.kind, p.PathMTU, p.Endpoint))
+	}
+	if cidr.Addr().Is6() {
+		mtu = max(mtu, MinIPv6)
+	}
+	return mtu
 }
 
 // Move follows this machine to another address on the network between the machines. What

@@ -1,0 +1,93 @@
+package pathmtu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Types of ICMP (RFC 792) and ICMPv6 (RFC 4443).
+const (
+	echoReply4   = 0
+	unreachable4 = 3 // with code 4: fragmentation needed
+	echoRequest4 = 8
+	tooBig6      = 2
+	echoRequest6 = 128
+	echoReply6   = 129
+	fragNeeded   = 4
+	icmp4Filter  = 1 // of linux/icmp.h, at level SOL_RAW
+	icmp6Filter  = 1 // of linux/icmpv6.h
+)
+
+// accept lets a raw socket hear of one type alone.
+func accept(fd int, like netip.Addr, proto int, kind byte) error {
+	if like.Is4() {
+		return unix.SetsockoptInt(fd, unix.SOL_RAW, icmp4Filter, int(int32(^(uint32(1) << kind))))
+	}
+	filter := unix.ICMPv6Filter{}
+	for i := range filter.Data {
+		filter.Data[i] = ^uint32(0)
+	}
+	filter.Data[kind/32] &^= 1 << (kind % 32)
+	return unix.SetsockoptICMPv6Filter(fd, proto, icmp6Filter, &filter)
+}
+
+// Listen calls too for each address of which a router says that a packet of this machine on
+// the way there was too large, until ctx ends. What it says may be forged, and is a reason to
+// look and no more; like is an address of the IP family that is listened to. It needs root.
+func Listen(ctx context.Context, like netip.Addr, too func(netip.Addr)) error {
+	family, proto, kind := unix.AF_INET, unix.IPPROTO_ICMP, byte(unreachable4)
+	if like.Is6() {
+		family, proto, kind = unix.AF_INET6, unix.IPPROTO_ICMPV6, tooBig6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
+	if err != nil {
+		return fmt.Errorf("listen to routers: open raw socket: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "icmp")
+	defer file.Close()
+	if err := accept(fd, like, proto, kind); err != nil {
+		return fmt.Errorf("listen to routers: filter: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(time.Unix(1, 0)) }) // fails only on a closed one, which waits for nothing
+	defer stop()
+	buf := make([]byte, 2048) // the beginning is enough
+	for {
+		n, err := file.Read(buf)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("listen to routers: %w", err)
+		default:
+			if to := quotedDestination(buf[:n], like.Is4()); to.IsValid() {
+				too(to)
+			}
+		}
+	}
+}
+
+// quotedDestination is where the packet was to go that an ICMP message says was too large;
+// zero if it says something else. That of IPv4 comes with its header.
+func quotedDestination(p []byte, v4 bool) netip.Addr {
+	if v4 {
+		if len(p) < ip4Header || len(p) < int(p[0]&0xf)*4+icmpHeader+ip4Header {
+			return netip.Addr{}
+		}
+		p = p[int(p[0]&0xf)*4:]
+		if p[0] != unreachable4 || p[1] != fragNeeded {
+			return netip.Addr{}
+		}
+		return netip.AddrFrom4([4]byte(p[icmpHeader+16:]))
+	}
+	if len(p) < icmpHeader+ip6Header || p[0] != tooBig6 {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16([16]byte(p[icmpHeader+24:]))
+}
