@@ -122,6 +122,9 @@ func printProbes(out io.Writer, probes []admin.Probe) error {
 	fmt.Fprintln(w, "FROM\tWHAT\tTO\tREACHED")
 	for _, p := range probes {
 		reached := "yes"
+		if p.Note != "" {
+			reached += ": " + p.Note
+		}
 		if p.Failed != "" {
 			reached = "NO: " + p.Failed
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/rundigitalplatform/rookery/cluster/identity"
 	"github.com/rundigitalplatform/rookery/cmd/rookery/admin"
 	"github.com/rundigitalplatform/rookery/network"
+	"github.com/rundigitalplatform/rookery/network/overlay"
 )
 
 const (
@@ -37,8 +38,8 @@ type way struct {
 	reach    func(context.Context, network.Dial) error
 }
 
-// netCheck tries to reach the others from this peer, and from a pod on it: each peer on the pod
-// network, one pod on each peer, the API's Service, and DNS; of each IP family that the cluster has.
+// netCheck looks for the path MTU to each other peer, and tries to reach the others from this
+// peer, and from a pod on it: each peer on the pod network, one pod on each peer, the API's Service, and DNS; of each IP family that the cluster has.
 // The pod is an empty network namespace, attached as any pod is for as long as the check takes.
 func (p *peer) netCheck(ctx context.Context) []admin.Probe {
 	self, pod := p.id.Name(), "a pod on "+p.id.Name()
@@ -46,17 +47,49 @@ func (p *peer) netCheck(ctx context.Context) []admin.Probe {
 	if err != nil {
 		return []admin.Probe{{From: self, To: "the peers", What: "pod network", Failed: err.Error()}}
 	}
+	paths := make(chan []admin.Probe, 1)
+	go func() { paths <- p.lookAtPaths(ctx) }()
 	ways := slices.Concat(p.waysToPeers(records), p.waysToPods(), p.waysToServices())
 	all := try(ctx, self, ways, new(net.Dialer).DialContext)
-	ctx, cancel := context.WithTimeout(ctx, insideTimeout)
+	inside, cancel := context.WithTimeout(ctx, insideTimeout)
 	defer cancel()
-	err = p.network.Inside(ctx, "rookery-net-check-"+rand.Text(), func(dial network.Dial) {
-		all = append(all, try(ctx, pod, ways, dial)...)
+	err = p.network.Inside(inside, "rookery-net-check-"+rand.Text(), func(dial network.Dial) {
+		all = append(all, try(inside, pod, ways, dial)...)
 	})
 	if err != nil {
 		all = append(all, admin.Probe{From: pod, To: "everything", What: "pod network", Failed: err.Error()})
 	}
+	return append(all, <-paths...)
+}
+
+// lookAtPaths says what packets get to the other peers.
+func (p *peer) lookAtPaths(ctx context.Context) (all []admin.Probe) {
+	for _, path := range p.network.Paths(ctx, true) {
+		probe := admin.Probe{From: p.id.Name(), To: path.Peer, What: "path", Failed: p.tooSmall(path)}
+		switch {
+		case path.Silent:
+			probe.Note = "its MTU is not known, as echo requests to " + path.To.String() + " are not answered"
+		case path.MTU > 0:
+			probe.Note = smaller(path)
+		}
+		all = append(all, probe)
+	}
 	return all
+}
+
+// smaller says of a path that carries less than others what that means.
+func smaller(path network.Path) string {
+	return fmt.Sprintf("it carries %d bytes, and up to %d are sent elsewhere; pods' packets there are at most %d bytes, which TCP adapts to", path.MTU, path.Most, path.Room)
+}
+
+// tooSmall says what does not work over a path; "" if all does.
+func (p *peer) tooSmall(path network.Path) string {
+	for _, r := range p.id.Settings().Ranges() {
+		if r.PodCIDR.Addr().Is6() && path.Room < overlay.MinIPv6 {
+			return fmt.Sprintf("the path to %s (%s) carries %d bytes, which leaves pods %d, and IPv6 needs %d: its larger packets get lost", path.Peer, path.To, path.MTU, path.Room, overlay.MinIPv6)
+		}
+	}
+	return ""
 }
 
 // try goes all ways at once.

@@ -19,9 +19,9 @@ type meteredNetwork struct {
 	*network.Network
 	announcer atomic.Pointer[announce.Announcer] // nil: no addresses on the LAN are given out
 
-	seconds                  *prometheus.HistogramVec
-	failed                   *prometheus.CounterVec
-	backend, pods, announced *prometheus.Desc
+	seconds                        *prometheus.HistogramVec
+	failed                         *prometheus.CounterVec
+	backend, pods, announced, path *prometheus.Desc
 }
 
 func newMeteredNetwork(n *network.Network) *meteredNetwork {
@@ -37,6 +37,7 @@ func newMeteredNetwork(n *network.Network) *meteredNetwork {
 		failed:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "rookery_rules_failed_total", Help: "Rules that the kernel did not take; they are tried again."}, of),
 		backend:   desc("backend", "Always 1; the label is how packets travel to other peers.", "backend"),
 		pods:      desc("pods", "Pods of this peer that have an address."),
+		path:      desc("path_mtu_bytes", "What the path to another peer carries, where it is less than is sent at most.", "peer"),
 		announced: desc("announced", "Addresses on the LAN that this peer answers for."),
 	}
 }
@@ -57,7 +58,7 @@ func (m *meteredNetwork) Apply(ctx context.Context, family knftables.Family, sec
 func (m *meteredNetwork) Describe(out chan<- *prometheus.Desc) {
 	m.seconds.Describe(out)
 	m.failed.Describe(out)
-	for _, d := range []*prometheus.Desc{m.backend, m.pods, m.announced} {
+	for _, d := range []*prometheus.Desc{m.backend, m.pods, m.announced, m.path} {
 		out <- d
 	}
 }
@@ -71,6 +72,11 @@ func (m *meteredNetwork) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge(m.backend, 1, m.Backend())
 	gauge(m.pods, len(m.Addresses()))
+	for _, p := range m.Paths(context.Background(), false) {
+		if p.MTU > 0 {
+			gauge(m.path, p.MTU, p.Peer)
+		}
+	}
 	if a := m.announcer.Load(); a != nil {
 		gauge(m.announced, len(a.Addresses()))
 	}

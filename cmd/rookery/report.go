@@ -103,6 +103,14 @@ func (p *peer) status(ctx context.Context) admin.Status {
 		s.Problems = append(s.Problems, admin.Problem{What: "the state cannot be read: " + err.Error(), Do: "restart rookery on this peer; if that does not help, see its log"})
 	}
 	s.Pods = p.pods()
+	for _, path := range p.network.Paths(ctx, false) {
+		if path.MTU > 0 {
+			s.Paths = append(s.Paths, fmt.Sprintf("to %s (%s): %s", path.Peer, path.To, smaller(path)))
+		}
+		if why := p.tooSmall(path); why != "" {
+			s.Problems = append(s.Problems, admin.Problem{What: why, Do: "raise the MTU on the way there (a tunnel, a VPN, a router's uplink), then look again: rookery net check"})
+		}
+	}
 	if f := check.DataDir(p.cfg.DataDir); f.Level != check.OK {
 		s.Problems = append(s.Problems, admin.Problem{What: f.What + ": " + f.Found, Do: f.Cure})
 	}

@@ -52,6 +52,12 @@ func printStatus(out io.Writer, s admin.Status) error {
 	if err := printPeers(out, s.Peers); err != nil {
 		return err
 	}
+	if len(s.Paths) > 0 {
+		fmt.Fprintln(out, "\nPaths with a smaller MTU, from this peer:")
+		for _, p := range s.Paths {
+			fmt.Fprintln(out, "  "+p)
+		}
+	}
 	if len(s.Pods.Waiting) > 0 {
 		fmt.Fprintln(out, "\nPods that wait:")
 		for _, w := range s.Pods.Waiting {

@@ -53,6 +53,7 @@ type Status struct {
 	Digest   string     `json:"digest"` // of the state at Revision: equal on all peers
 	Peers    []PeerInfo `json:"peers"`
 	Pods     Pods       `json:"pods"`
+	Paths    []string   `json:"paths,omitempty"`  // of the answering peer's ways to others, those that carry less than is sent at most
 	Network  string     `json:"network"`          // how the answering peer's packets travel to others: "vxlan"
 	Change   string     `json:"change,omitempty"` // what the cluster wants instead, if the peer has not followed yet
 	Engine   string     `json:"engine"`           // "podman 4.3.1 (runc)", or why it does not answer

@@ -31,8 +31,9 @@ type Endpoint struct {
 type Probe struct {
 	From   string `json:"from"`
 	To     string `json:"to"`
-	What   string `json:"what"`             // "pod network", "pod", "Service" or "DNS"
+	What   string `json:"what"`             // "path", "pod network", "pod", "Service" or "DNS"
 	Failed string `json:"failed,omitempty"` // "" for reached
+	Note   string `json:"note,omitempty"`   // what is unusual, though it works
 }
 
 // Net is what a peer can say of packets.
