@@ -252,9 +252,19 @@ func (n *Network) keep(ctx context.Context) {
 	}
 }
 
-// Apply brings one section of the family's table of rules to state; network/services
-// and network/policy call it. It waits for Ready.
+// Apply brings one section of the family's table of rules to state, as [nft.Table.Set];
+// network/services and network/policy call it. It waits for Ready.
 func (n *Network) Apply(ctx context.Context, family knftables.Family, section string, state nft.State) error {
+	return n.write(ctx, family, func(t *nft.Table) error { return t.Set(ctx, section, state) })
+}
+
+// Patch changes a section that was applied, as [nft.Table.Patch]. After an error it is not known
+// whether the section has the patch: it has to be applied anew.
+func (n *Network) Patch(ctx context.Context, family knftables.Family, section string, patch nft.Patch) error {
+	return n.write(ctx, family, func(t *nft.Table) error { return t.Patch(ctx, section, patch) })
+}
+
+func (n *Network) write(ctx context.Context, family knftables.Family, change func(*nft.Table) error) error {
 	if err := n.wait(ctx); err != nil {
 		return err
 	}
@@ -262,7 +272,7 @@ func (n *Network) Apply(ctx context.Context, family knftables.Family, section st
 	if !ok {
 		return fmt.Errorf("the cluster has no addresses of family %s", family)
 	}
-	err := table.Set(ctx, section, state)
+	err := change(table)
 	select {
 	case n.sweep <- struct{}{}:
 	default:

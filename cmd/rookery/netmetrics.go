@@ -44,8 +44,17 @@ func newMeteredNetwork(n *network.Network) *meteredNetwork {
 
 // Apply is [network.Network.Apply].
 func (m *meteredNetwork) Apply(ctx context.Context, family knftables.Family, section string, state nft.State) error {
+	return m.measure(family, section, func() error { return m.Network.Apply(ctx, family, section, state) })
+}
+
+// Patch is [network.Network.Patch].
+func (m *meteredNetwork) Patch(ctx context.Context, family knftables.Family, section string, patch nft.Patch) error {
+	return m.measure(family, section, func() error { return m.Network.Patch(ctx, family, section, patch) })
+}
+
+func (m *meteredNetwork) measure(family knftables.Family, section string, write func() error) error {
 	began := time.Now()
-	err := m.Network.Apply(ctx, family, section, state)
+	err := write()
 	if err != nil {
 		m.failed.WithLabelValues(section, string(family)).Inc()
 		return err

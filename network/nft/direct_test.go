@@ -111,31 +111,40 @@ func sweep(t *testing.T, table *nft.Table) {
 
 // Somebody else's change is found out by the kernel's refusal, and the table is written again.
 func TestDirectAfterAFlush(t *testing.T) {
-	nfttest.Namespace(t)
-	table, err := nft.Open(knftables.IPv4Family, "rookery", slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
 	state := func(rule string) nft.State {
 		s := nft.NewState()
 		s.Chains["one"], s.Chains["two"] = nft.Chain{Rules: []string{rule}}, nft.Chain{Rules: []string{"accept"}}
 		return s
 	}
-	if err := table.Set(t.Context(), "s", state("drop")); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	// The caller tries again.
-	if err := table.Set(t.Context(), "s", state("goto two")); err == nil {
-		t.Error("nobody has noticed")
-	}
-	if err := table.Set(t.Context(), "s", state("goto two")); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command("nft", "list", "table", "ip", "rookery").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "goto two") || !strings.Contains(string(out), "accept") {
-		t.Errorf("%v: %s", err, out)
+	patch := nft.NewPatch()
+	patch.Chains["one"] = &nft.Chain{Rules: []string{"goto two"}}
+	for name, change := range map[string]func(*nft.Table) error{
+		"set":   func(table *nft.Table) error { return table.Set(t.Context(), "s", state("goto two")) },
+		"patch": func(table *nft.Table) error { return table.Patch(t.Context(), "s", patch) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			nfttest.Namespace(t)
+			table, err := nft.Open(knftables.IPv4Family, "rookery", slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := table.Set(t.Context(), "s", state("drop")); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			// The caller tries again.
+			if err := change(table); err == nil {
+				t.Error("nobody has noticed")
+			}
+			if err := change(table); err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.Command("nft", "list", "table", "ip", "rookery").CombinedOutput()
+			if err != nil || !strings.Contains(string(out), "goto two") || !strings.Contains(string(out), "accept") {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
 	}
 }

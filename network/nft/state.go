@@ -58,6 +58,78 @@ type Set struct {
 	Elements map[string]string
 }
 
+// Element is the place of an element: its set and its key.
+type Element struct{ Set, Key string }
+
+// Patch is a change of a [State]: what it names is afterwards as it says, nil for not at all, and
+// all else stays as it is.
+type Patch struct {
+	Chains map[string]*Chain
+	Sets   map[string]*Set // whole
+	// Elements are the values of elements of sets that are there, and that Sets does not name.
+	Elements map[Element]*string
+}
+
+// NewPatch returns a patch that changes nothing, whose maps can be written to.
+func NewPatch() Patch {
+	return Patch{Chains: map[string]*Chain{}, Sets: map[string]*Set{}, Elements: map[Element]*string{}}
+}
+
+// Apply changes the state, in its own maps.
+func (s State) Apply(p Patch) {
+	put(s.Chains, p.Chains)
+	put(s.Sets, p.Sets)
+	for at, value := range p.Elements {
+		elements := s.Sets[at.Set].Elements
+		if value == nil {
+			delete(elements, at.Key)
+		} else {
+			elements[at.Key] = *value
+		}
+	}
+}
+
+func put[V any](to map[string]V, values map[string]*V) {
+	for name, v := range values {
+		if v == nil {
+			delete(to, name)
+		} else {
+			to[name] = *v
+		}
+	}
+}
+
+// named is what the state has of that which the patch names.
+func (s State) named(p Patch) State {
+	out := NewState()
+	pick(out.Chains, s.Chains, p.Chains)
+	pick(out.Sets, s.Sets, p.Sets)
+	for at := range p.Elements {
+		set, ok := s.Sets[at.Set]
+		if !ok {
+			continue
+		}
+		some, ok := out.Sets[at.Set]
+		if !ok {
+			some = set
+			some.Elements = map[string]string{}
+			out.Sets[at.Set] = some
+		}
+		if value, ok := set.Elements[at.Key]; ok {
+			some.Elements[at.Key] = value
+		}
+	}
+	return out
+}
+
+func pick[V any](to, from map[string]V, names map[string]*V) {
+	for name := range names {
+		if v, ok := from[name]; ok {
+			to[name] = v
+		}
+	}
+}
+
 func (c Chain) sameRules(o Chain) bool { return slices.Equal(c.Rules, o.Rules) }
 
 // mark is the comment of a chain's first rule. nft gives rules back in another

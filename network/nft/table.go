@@ -20,9 +20,8 @@ type Table struct {
 	direct func() *batch // a new batch for the kernel; nil: all goes through the nft program
 
 	mu       sync.Mutex
-	sections map[string]State // what was asked for
-	written  map[string]State // what of it is in the kernel, if known
-	known    bool             // false: read the kernel before the next change
+	sections map[string]State // what is wanted
+	known    bool             // it is in the kernel; false: read the kernel before the next change
 	pending  map[string]bool  // sections that nobody has set yet
 	dropped  map[string]bool  // names that a section had and has no more, while others are pending
 	stale    []string         // emptied chains that wait to be deleted
@@ -53,39 +52,54 @@ func Open(family knftables.Family, name string, log *slog.Logger, sections ...st
 
 // Set makes state the content of a section and brings the kernel to it, in one
 // transaction: either all of it is there or nothing changed. Only what differs is
-// written, and only this section is looked at. state must not be changed afterwards.
+// written, and only this section is looked at. state is the table's from then on: the caller
+// must not change it, nor read it once it calls [Table.Patch].
 //
-// On error the wanted state is kept and is applied by the next Set, [Table.Sync] or [Table.Verify].
+// On error the wanted state is kept, and the next Set, Patch or [Table.Verify] compares all of
+// it with the kernel.
 func (t *Table) Set(ctx context.Context, section string, state State) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	drop(t.dropped, t.sections[section].Chains, state.Chains)
-	drop(t.dropped, t.sections[section].Sets, state.Sets)
+	was := t.sections[section]
 	t.sections[section] = state
 	delete(t.pending, section)
-	if !t.known {
-		return t.sync(ctx)
-	}
-	return t.write(ctx, t.written[section], state)
+	return t.change(ctx, was, state)
 }
 
-// Sync brings the kernel to what the sections want.
-func (t *Table) Sync(ctx context.Context) error {
+// Patch changes a section that was set, as [Table.Set] with the whole section would. It looks
+// at nothing but what the patch names, however large the section is. What is in the patch is
+// the table's from then on.
+func (t *Table) Patch(ctx context.Context, section string, patch Patch) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	state, ok := t.sections[section]
+	if !ok {
+		return fmt.Errorf("nftables section %q cannot be patched: it was not set", section)
+	}
+	was := state.named(patch)
+	state.Apply(patch)
+	return t.change(ctx, was, state.named(patch))
+}
+
+// change brings the kernel to what is wanted, which was was and is is in some part, and is as
+// it was in all others.
+func (t *Table) change(ctx context.Context, was, is State) error {
+	if t.known {
+		return t.write(ctx, was, is)
+	}
+	drop(t.dropped, was.Chains, is.Chains)
+	drop(t.dropped, was.Sets, is.Sets)
 	return t.sync(ctx)
 }
 
-// sync reads what is in the kernel, unless that is known, and brings it to what is wanted.
+// sync reads what is in the kernel, and brings it to what is wanted.
 func (t *Table) sync(ctx context.Context) error {
-	want, have := merge(t.sections), merge(t.written)
-	if !t.known {
-		var err error
-		if have, err = read(ctx, t.nft, want); err != nil {
-			return fmt.Errorf("read nftables table: %w", err)
-		}
-		t.stale = nil
+	want := merge(t.sections)
+	have, err := read(ctx, t.nft, want)
+	if err != nil {
+		return fmt.Errorf("read nftables table: %w", err)
 	}
+	t.stale = nil
 	if len(t.pending) > 0 {
 		keepOthers(have.Chains, want.Chains, t.dropped)
 		keepOthers(have.Sets, want.Sets, t.dropped)
@@ -93,30 +107,31 @@ func (t *Table) sync(ctx context.Context) error {
 	return t.write(ctx, have, want)
 }
 
-// write brings the kernel from have to want, which are all or the same section.
+// write brings the kernel from have to want, which are the whole table or, if that is known,
+// the same part of it.
 func (t *Table) write(ctx context.Context, have, want State) error {
+	there := t.known || len(have.Chains)+len(have.Sets) > 0
 	// A chain that comes back before it was deleted is already there, empty.
-	stale, done, err := t.writeDirect(have, want)
+	stale, done, err := t.writeDirect(have, want, there)
 	if err != nil {
-		t.known = false
+		t.unknown()
 		return fmt.Errorf("write nftables table: %w", err)
 	}
 	if !done {
 		tx := t.nft.NewTransaction()
-		if len(have.Chains)+len(have.Sets) == 0 {
+		if !there {
 			tx.Add(&knftables.Table{})
 		}
 		stale = diff(program{tx}, have, want)
 		if tx.NumOperations() > 0 {
 			if err := t.nft.Run(ctx, tx); err != nil {
-				t.known = false // somebody else may have changed the table
+				t.unknown() // somebody else may have changed the table
 				return fmt.Errorf("write nftables table (%d operations): %w", tx.NumOperations(), err)
 			}
 			t.log.Debug("nftables written", "operations", tx.NumOperations())
 		}
 	}
 	t.stale = slices.DeleteFunc(append(stale, t.stale...), t.wanted)
-	t.written = maps.Clone(t.sections)
 	// What others will want could not be compared yet.
 	if t.known = len(t.pending) == 0; t.known {
 		clear(t.dropped)
@@ -124,11 +139,14 @@ func (t *Table) write(ctx context.Context, have, want State) error {
 	return nil
 }
 
+// unknown makes the next change read the kernel, which finds what is to be swept as well.
+func (t *Table) unknown() { t.known, t.stale = false, nil }
+
 // writeDirect gives the change to the kernel, if it is one that can be given without the
 // nft program; done is false if the program has to write it. With an error it is not known
-// what there is now.
-func (t *Table) writeDirect(have, want State) (stale []string, done bool, err error) {
-	if t.direct == nil || len(have.Chains)+len(have.Sets) == 0 {
+// what there is now. there tells whether the table is.
+func (t *Table) writeDirect(have, want State, there bool) (stale []string, done bool, err error) {
+	if t.direct == nil || !there {
 		return nil, false, nil
 	}
 	b := t.direct()
@@ -206,12 +224,18 @@ func (t *Table) Sweep(ctx context.Context) (done bool, err error) {
 				t.stale = nil
 				return true, nil
 			}
-			if !errors.As(err, &refusal{}) { // what is left is found when the kernel is read
-				t.stale, t.known = nil, false
+			if !errors.As(err, &refusal{}) {
+				t.unknown()
 				return false, fmt.Errorf("delete unused nftables chains: %w", err)
 			}
 		}
 	}
+	// Who has deleted one before, and was told that it failed, would fail for ever.
+	there, err := t.nft.List(ctx, "chains")
+	if err != nil {
+		return false, fmt.Errorf("list nftables chains: %w", err)
+	}
+	t.stale = slices.DeleteFunc(t.stale, func(name string) bool { return !slices.Contains(there, name) })
 	tx := t.nft.NewTransaction()
 	for _, name := range t.stale {
 		tx.Delete(&knftables.Chain{Name: name})
@@ -234,12 +258,12 @@ func (t *Table) Verify(ctx context.Context) error {
 			return fmt.Errorf("list nftables table: %w", err)
 		}
 		chains, sets := all["chain"], append(slices.Clone(all["set"]), all["map"]...)
-		have := merge(t.written)
+		have := merge(t.sections)
 		if containsAll(chains, have.Chains) && containsAll(sets, have.Sets) {
 			return nil
 		}
 		t.log.Warn("nftables table was changed by somebody else, writing it again")
-		t.known = false
+		t.unknown()
 	}
 	return t.sync(ctx)
 }
@@ -264,6 +288,6 @@ func (t *Table) Delete(ctx context.Context) error {
 	if err := t.nft.Run(ctx, tx); err != nil {
 		return fmt.Errorf("delete nftables table: %w", err)
 	}
-	t.sections, t.written, t.known, t.stale = map[string]State{}, nil, false, nil
+	t.sections, t.known, t.stale = map[string]State{}, false, nil
 	return nil
 }

@@ -1,9 +1,13 @@
 package nft
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,27 +50,92 @@ func random(r *rand.Rand) State {
 	return s
 }
 
-// A walk between states, some writes of which start anew over what is there, ends in
-// the same text as a fresh start.
+// between is the patch that makes now of was.
+func between(was, now State) Patch {
+	p := NewPatch()
+	for name := range was.Chains {
+		p.Chains[name] = nil
+	}
+	for name, c := range now.Chains {
+		p.Chains[name] = &c
+	}
+	for name := range was.Sets {
+		p.Sets[name] = nil
+	}
+	for name, set := range now.Sets {
+		if _, ok := was.Sets[name]; ok && name == "map" {
+			delete(p.Sets, name) // by its elements
+			for key := range was.Sets[name].Elements {
+				p.Elements[Element{name, key}] = nil
+			}
+			for key, value := range set.Elements {
+				p.Elements[Element{name, key}] = &value
+			}
+			continue
+		}
+		p.Sets[name] = &set
+	}
+	return p
+}
+
+// faulty is a kernel that, now and then, refuses what it is given or has done it although it says no.
+type faulty struct {
+	knftables.Interface
+	rand *rand.Rand
+}
+
+var errFault = errors.New("no buffer space")
+
+func (f faulty) Run(ctx context.Context, tx *knftables.Transaction) error {
+	switch f.rand.IntN(8) {
+	case 0:
+		return errFault
+	case 1:
+		return errors.Join(errFault, f.Interface.Run(ctx, tx))
+	}
+	return f.Interface.Run(ctx, tx)
+}
+
+// A walk between states, given whole or as changes, some writes of which fail or start anew over what
+// is there, ends in the same text as a fresh start.
 func TestAnyWalkEndsWhereAFreshStartDoes(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		fake := knftables.NewFake(knftables.IPv4Family, "rookery")
-		table := New(fake, quiet(), "s")
+		kernel := faulty{fake, r}
+		table := New(kernel, quiet(), "s")
 		var last State
+		known := false // the table has last
 		for step := range 20 {
+			was := last
 			last = random(r)
-			if err := table.Set(t.Context(), "s", last); err != nil {
+			var err error
+			if known && r.IntN(2) == 0 {
+				err = table.Patch(t.Context(), "s", between(was, last))
+			} else {
+				err = table.Set(t.Context(), "s", clone(last))
+				known = true // even if it failed
+			}
+			if err != nil && !errors.Is(err, errFault) {
 				t.Fatalf("seed %d, step %d: %v", seed, step, err)
 			}
-			switch r.IntN(4) {
+			switch r.IntN(6) {
 			case 0:
-				table = New(fake, quiet(), "s") // a restart
+				table, known = New(kernel, quiet(), "s"), false // a restart
 			case 1:
-				dump(t, fake, table)
+				if _, err := table.Sweep(t.Context()); err != nil && !errors.Is(err, errFault) {
+					t.Fatalf("seed %d, step %d: sweep: %v", seed, step, err)
+				}
 			}
 		}
-		if err := table.Set(t.Context(), "s", last); err != nil {
+		kernel.rand = rand.New(never{})
+		table.nft = kernel
+		if known {
+			// What failed is done by whatever comes next.
+			if err := table.Patch(t.Context(), "s", NewPatch()); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := table.Set(t.Context(), "s", clone(last)); err != nil {
 			t.Fatal(err)
 		}
 		got := dump(t, fake, table)
@@ -75,9 +144,45 @@ func TestAnyWalkEndsWhereAFreshStartDoes(t *testing.T) {
 		if err := fresh.Set(t.Context(), "s", last); err != nil {
 			t.Fatal(err)
 		}
-		if want := dump(t, freshFake, fresh); got != want {
+		if want := dump(t, freshFake, fresh); sorted(got) != sorted(want) {
 			t.Fatalf("seed %d: after the walk:\n%s\nfresh:\n%s", seed, got, want)
 		}
+	}
+}
+
+// sorted has the elements last, which have no order.
+func sorted(dump string) string {
+	var rest, elements []string
+	for line := range strings.Lines(dump) {
+		if strings.HasPrefix(line, "add element") {
+			elements = append(elements, line)
+		} else {
+			rest = append(rest, line)
+		}
+	}
+	slices.Sort(elements)
+	return strings.Join(append(rest, elements...), "")
+}
+
+// never makes a faulty kernel well again.
+type never struct{}
+
+func (never) Uint64() uint64 { return ^uint64(0) }
+
+// clone is for a table that will change it.
+func clone(s State) State {
+	out := State{Chains: maps.Clone(s.Chains), Sets: maps.Clone(s.Sets)}
+	for name, set := range out.Sets {
+		set.Elements = maps.Clone(set.Elements)
+		out.Sets[name] = set
+	}
+	return out
+}
+
+func TestPatchNeedsASection(t *testing.T) {
+	table := New(knftables.NewFake(knftables.IPv4Family, "rookery"), quiet())
+	if err := table.Patch(t.Context(), "s", NewPatch()); err == nil || !strings.Contains(err.Error(), "was not set") {
+		t.Errorf("a patch of nothing: %v", err)
 	}
 }
 

@@ -43,7 +43,7 @@ func walk(t *testing.T, self Self) {
 	rules := func(end string) string {
 		return pick("[]", "[{}]", "[{"+end+": ["+peer()+"]}]", "[{ports: ["+port()+", "+port()+"]}]", "[{"+end+": ["+peer()+", "+peer()+"], ports: ["+port()+", "+port()+"]}, {"+end+": ["+peer()+"]}]")
 	}
-	nfttest.Walk(t, self.family(), 150, func(int) nft.State {
+	nfttest.Walk(t, self.family(), 150, func(int) (nft.State, *nft.Patch) {
 		i := r.IntN(12)
 		switch r.IntN(6) {
 		case 0:
@@ -85,6 +85,6 @@ func walk(t *testing.T, self Self) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return m.rules()
+		return m.rules(), nil
 	})
 }

@@ -12,41 +12,37 @@ import (
 // that would not end by themselves. TCP to an endpoint that merely left its Service
 // is not among them: it may finish while its pod terminates.
 type staleFlows struct {
-	udp     map[frontend]map[netip.AddrPort]struct{}
-	oldUDP  map[frontend]map[netip.AddrPort]struct{}
+	udp     map[frontend]endpoints
+	oldUDP  map[frontend]endpoints  // of those that changed
 	newDead map[netip.Addr]struct{} // whatever goes to these hangs until its timeout
 }
 
-// stale returns what the step from old to new leaves behind, nil if nothing.
-func stale(old, new table) *staleFlows {
-	s := &staleFlows{udp: new.udp, oldUDP: old.udp, newDead: map[netip.Addr]struct{}{}}
-	for a := range new.dead {
-		if _, known := old.dead[a]; !known {
-			s.newDead[a] = struct{}{}
-		}
+// stale returns what a change leaves behind, nil if nothing: was is what it changed of the UDP
+// frontends, which are is now.
+func stale(was, is map[frontend]endpoints, c change) *staleFlows {
+	if len(c.dead) == 0 && !lost(was, c.udp) {
+		return nil
 	}
-	if len(s.newDead) > 0 || lost(old.udp, new.udp) {
-		return s
-	}
-	return nil
+	return &staleFlows{udp: is, oldUDP: was, newDead: c.dead}
 }
 
 // lost tells whether a UDP frontend has lost an endpoint, is gone, or has got its first
 // ones (flows that went nowhere would keep going there).
-func lost(old, new map[frontend]map[netip.AddrPort]struct{}) bool {
-	for f, was := range old {
-		is, ok := new[f]
-		if !ok {
-			return true
+func lost(was map[frontend]endpoints, changed changes[frontend, endpoints]) bool {
+	for f, is := range changed {
+		old, known := was[f]
+		if is == nil {
+			if known {
+				return true
+			}
+			continue
 		}
-		for at := range was {
-			if _, ok := is[at]; !ok {
+		for at := range old {
+			if _, ok := (*is)[at]; !ok {
 				return true
 			}
 		}
-	}
-	for f, is := range new {
-		if len(is) > 0 && len(old[f]) == 0 {
+		if len(*is) > 0 && len(old) == 0 {
 			return true
 		}
 	}

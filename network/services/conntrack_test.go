@@ -2,6 +2,7 @@ package services
 
 import (
 	"net"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -10,10 +11,18 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-func tableOf(t *testing.T, endpoints string) table {
+// step is what the change of a Service's endpoints leaves behind.
+func step(t *testing.T, old, new string) *staleFlows {
 	t.Helper()
-	svc := service(t, "d/dns 10.43.0.6 53/30053/udp")
-	return desired([]*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice(t, corev1.ProtocolUDP, "d/dns 5353 "+endpoints)}, nil, alive, self())
+	svc, udp, c := service(t, "d/dns 10.43.0.6 53/30053/udp"), map[frontend]endpoints{}, newComputer(self())
+	endpoints := func(text string) (map[frontend]endpoints, change) {
+		keys, now := those([]*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice(t, corev1.ProtocolUDP, "d/dns 5353 "+text)}, nil, alive)
+		change := c.update(slices.Values(keys), now)
+		return change.udp.apply(udp), change
+	}
+	endpoints(old)
+	was, change := endpoints(new)
+	return stale(was, udp, change)
 }
 
 func TestStaleFlows(t *testing.T) {
@@ -38,7 +47,7 @@ func TestStaleFlows(t *testing.T) {
 		{"TCP to it not through a Service", both, one + " 10.42.2.2@dead", unix.IPPROTO_TCP, "10.42.2.2", 80, "10.42.2.2", 80, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := stale(tableOf(t, test.old), tableOf(t, test.new))
+			s := step(t, test.old, test.new)
 			if s == nil {
 				t.Fatal("nothing is looked for")
 			}
@@ -51,7 +60,7 @@ func TestStaleFlows(t *testing.T) {
 			}
 		})
 	}
-	if stale(tableOf(t, one), tableOf(t, both)) != nil {
+	if step(t, one, both) != nil {
 		t.Error("a new endpoint among others leaves nothing behind")
 	}
 }

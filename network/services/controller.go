@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/labels"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
@@ -23,8 +26,11 @@ import (
 
 // Rules is where the rules go; package network's Network is one.
 type Rules interface {
-	// Apply makes state the content of the section, writing only what differs.
+	// Apply makes state, which is not the caller's any more, the content of the section,
+	// writing only what differs.
 	Apply(ctx context.Context, family knftables.Family, section string, state nft.State) error
+	// Patch changes what was applied. After an error the section has to be applied anew.
+	Patch(ctx context.Context, family knftables.Family, section string, patch nft.Patch) error
 }
 
 // Config is what a [Controller] is made from; all fields but Alive, Changed, Zone and Split are required.
@@ -55,20 +61,15 @@ type Controller struct {
 	dirty chan struct{} // something changed
 	more  chan struct{} // only endpoints came
 
+	mu      sync.Mutex
+	changed map[string]struct{} // Services that did, or whose endpoints did, by key
+
 	// The rest belongs to Run.
-	families        []family
+	families        []*family
 	health          healthPorts
 	unanswered      bool // a port of health could not be opened
 	lastSync        time.Time
 	noConntrackSaid bool
-}
-
-// family is what the controller knows of one IP family.
-type family struct {
-	self     Self
-	computer computer
-	last     table
-	current  bool // last is of the last sync
 }
 
 // New returns a controller that does nothing until Run.
@@ -76,9 +77,9 @@ func New(cfg Config) *Controller {
 	if cfg.Alive == nil {
 		cfg.Alive = func(string) bool { return true }
 	}
-	c := &Controller{cfg: cfg, dirty: make(chan struct{}, 1), more: make(chan struct{}, 1)}
+	c := &Controller{cfg: cfg, dirty: make(chan struct{}, 1), more: make(chan struct{}, 1), changed: map[string]struct{}{}}
 	for _, self := range cfg.Families {
-		c.families = append(c.families, family{self: self})
+		c.families = append(c.families, &family{self: self, udp: map[frontend]endpoints{}, health: map[uint16]health{}})
 	}
 	c.health = healthPorts{log: cfg.Log, network: listenOn(cfg.Families), open: map[uint16]*healthPort{}, died: func() { time.AfterFunc(retryMax, func() { notify(c.dirty) }) }}
 	return c
@@ -97,23 +98,16 @@ const (
 )
 
 // Run waits for the informers (which somebody else starts) and keeps the rules until
-// ctx ends. The rules stay.
+// ctx ends. The rules stay. It may be called once: it adds an index to the informers.
 func (c *Controller) Run(ctx context.Context) error {
-	kick := func() { notify(c.dirty) }
-	services := cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { kick() }, UpdateFunc: func(_, _ any) { kick() }, DeleteFunc: func(any) { kick() },
+	if err := c.cfg.Slices.Informer().AddIndexers(cache.Indexers{byService: serviceOf}); err != nil {
+		return fmt.Errorf("index endpoint slices: %w", err)
 	}
+	kick := func(obj any) { c.note(c.dirty, obj) }
+	ofServices := cache.ResourceEventHandlerFuncs{AddFunc: kick, UpdateFunc: func(_, now any) { kick(now) }, DeleteFunc: kick}
 	var synced []cache.InformerSynced
-	slices := services
-	slices.AddFunc = func(any) { notify(c.more) }
-	slices.UpdateFunc = func(old, now any) {
-		if onlyGrew(old.(*discoveryv1.EndpointSlice), now.(*discoveryv1.EndpointSlice)) {
-			notify(c.more)
-		} else {
-			kick()
-		}
-	}
-	for informer, handler := range map[cache.SharedIndexInformer]cache.ResourceEventHandlerFuncs{c.cfg.Services.Informer(): services, c.cfg.Slices.Informer(): slices} {
+	ofSlices := cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) { c.note(c.more, obj) }, UpdateFunc: c.sliceChanged, DeleteFunc: kick}
+	for informer, handler := range map[cache.SharedIndexInformer]cache.ResourceEventHandlerFuncs{c.cfg.Services.Informer(): ofServices, c.cfg.Slices.Informer(): ofSlices} {
 		handle, err := informer.AddEventHandler(handler)
 		if err != nil {
 			return fmt.Errorf("watch services: %w", err)
@@ -130,9 +124,36 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	defer c.health.close()
-	kick()
+	notify(c.dirty)
 	c.loop(ctx)
 	return nil
+}
+
+// note remembers the Service that an object is or belongs to, and wakes the loop.
+func (c *Controller) note(wake chan struct{}, obj any) {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	var key string
+	switch o := obj.(type) {
+	case *corev1.Service:
+		key = o.Namespace + "/" + o.Name
+	case *discoveryv1.EndpointSlice:
+		key = serviceKey(o)
+	}
+	c.mu.Lock()
+	c.changed[key] = struct{}{}
+	c.mu.Unlock()
+	notify(wake)
+}
+
+func (c *Controller) sliceChanged(old, now any) {
+	wake := c.dirty
+	if onlyGrew(old.(*discoveryv1.EndpointSlice), now.(*discoveryv1.EndpointSlice)) {
+		wake = c.more
+	}
+	c.note(wake, old) // it may have been another Service's
+	c.note(wake, now)
 }
 
 func (c *Controller) loop(ctx context.Context) {
@@ -146,6 +167,7 @@ func (c *Controller) loop(ctx context.Context) {
 	}
 	retry := retryMin
 	for {
+		all := false // may have changed without being noted
 		select {
 		case <-ctx.Done():
 			return
@@ -154,6 +176,7 @@ func (c *Controller) loop(ctx context.Context) {
 				changed = nil
 				continue
 			}
+			all = true
 		case <-c.dirty:
 			wait(max(settle, pace-time.Since(c.lastSync)))
 			continue
@@ -163,7 +186,7 @@ func (c *Controller) loop(ctx context.Context) {
 		case <-due:
 		}
 		due = nil
-		err := c.sync(ctx)
+		err := c.sync(ctx, all)
 		if err == nil {
 			retry = retryMin
 			if c.unanswered {
@@ -189,7 +212,7 @@ func notify(c chan struct{}) {
 
 // onlyGrew: everything that could be sent to still can be, at the same ports.
 func onlyGrew(old, now *discoveryv1.EndpointSlice) bool {
-	if !equality.Semantic.DeepEqual(old.Ports, now.Ports) {
+	if !equality.Semantic.DeepEqual(old.Ports, now.Ports) || serviceKey(old) != serviceKey(now) {
 		return false
 	}
 	kept := map[string]bool{"": true}
@@ -215,61 +238,91 @@ func endpointKey(e *discoveryv1.Endpoint) string {
 	return fmt.Sprint(e.Addresses, ready, serving)
 }
 
-func (c *Controller) sync(ctx context.Context) error {
+// sync brings the rules to those of the Services that are noted, or of all.
+func (c *Controller) sync(ctx context.Context, all bool) error {
 	start := time.Now()
-	services, err := c.cfg.Services.Lister().List(labels.Everything())
-	if err != nil {
-		return fmt.Errorf("list services: %w", err)
-	}
-	endpointSlices, err := c.cfg.Slices.Lister().List(labels.Everything())
-	if err != nil {
-		return fmt.Errorf("list endpoint slices: %w", err)
-	}
-	sortByName(services)
-	sortByName(endpointSlices)
-	bySvc := byService(endpointSlices)
+	c.mu.Lock()
+	noted := c.changed
+	c.changed = map[string]struct{}{}
+	c.mu.Unlock()
 	zone := ""
 	if c.cfg.Zone != nil {
 		zone = c.cfg.Zone()
 	}
+	for _, f := range c.families {
+		if f.self.Zone != zone {
+			f.self.Zone, f.current = zone, false
+		}
+		all = all || !f.current
+	}
+	if all {
+		for _, key := range c.cfg.Services.Informer().GetIndexer().ListKeys() {
+			noted[key] = struct{}{}
+		}
+	}
+	now := objects{service: c.service, slices: c.slices, split: c.cfg.Split, alive: c.cfg.Alive}
 	var errs []error
-	for i := range c.families {
-		f := &c.families[i]
-		self := f.self
-		self.Zone = zone
-		want := f.computer.desired(services, bySvc, c.cfg.Split, c.cfg.Alive, self)
-		err := c.cfg.Rules.Apply(ctx, self.family(), c.cfg.Section, want.rules)
-		if f.current = err == nil; !f.current {
+	for _, f := range c.families {
+		flows, err := f.write(ctx, c.cfg.Rules, c.cfg.Section, maps.Keys(noted), now)
+		if err != nil {
 			errs = append(errs, err)
 			continue // the other family is not to wait for it
 		}
 		// Only now: a flow that is forgotten earlier would be made again by the old rules.
-		if flows := stale(f.last, want); flows != nil {
-			c.forget(self.family(), flows)
+		if flows != nil {
+			c.forget(f.self.family(), flows)
 		}
-		f.last = want
 	}
-	// What is known from before of a family that failed counts for its own ports only.
+	c.unanswered = !c.health.set(c.answers())
+	c.lastSync = time.Now()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	c.cfg.Log.Debug("service rules are current", "services", len(noted), "took", c.lastSync.Sub(start))
+	return nil
+}
+
+func (c *Controller) service(key string) *corev1.Service {
+	obj, _, err := c.cfg.Services.Informer().GetIndexer().GetByKey(key)
+	if err != nil {
+		return nil // which the store of an informer never has
+	}
+	svc, _ := obj.(*corev1.Service)
+	return svc
+}
+
+func (c *Controller) slices(key string) []*discoveryv1.EndpointSlice {
+	found, err := c.cfg.Slices.Informer().GetIndexer().ByIndex(byService, key)
+	if err != nil {
+		return nil // only without the index, which Run has added
+	}
+	out := make([]*discoveryv1.EndpointSlice, 0, len(found))
+	for _, obj := range found {
+		if s, ok := obj.(*discoveryv1.EndpointSlice); ok {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b *discoveryv1.EndpointSlice) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// answers are what the families say by health port: what is known from before of one that
+// failed counts for its own ports only.
+func (c *Controller) answers() map[uint16]health {
 	answers := map[uint16]health{}
 	for _, current := range []bool{true, false} {
 		for _, f := range c.families {
 			if f.current != current {
 				continue
 			}
-			for port, h := range f.last.health {
+			for port, h := range f.health {
 				if have, ok := answers[port]; !ok || current && h.LocalEndpoints > have.LocalEndpoints {
 					answers[port] = h
 				}
 			}
 		}
 	}
-	c.unanswered = !c.health.set(answers)
-	c.lastSync = time.Now()
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	c.cfg.Log.Debug("service rules are current", "services", len(services), "took", c.lastSync.Sub(start))
-	return nil
+	return answers
 }
 
 // forget deletes flows. A failure is no reason to write the rules again.

@@ -19,6 +19,21 @@ type endpoint struct {
 	hints                       *discoveryv1.EndpointHints // who should be its clients; nil: everybody
 }
 
+// byService is our index of endpoint slices, by prefix because the informer is shared.
+const byService = "rookery-services/service"
+
+// serviceKey is the key of the Service that a slice belongs to.
+func serviceKey(s *discoveryv1.EndpointSlice) string {
+	return s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
+}
+
+func serviceOf(obj any) ([]string, error) {
+	if s, ok := obj.(*discoveryv1.EndpointSlice); ok {
+		return []string{serviceKey(s)}, nil
+	}
+	return nil, nil
+}
+
 // portEndpoints returns what the slices say of one port of a Service, sorted and without
 // duplicates. Addresses on dead nodes go to dead instead.
 func portEndpoints(of []*discoveryv1.EndpointSlice, port corev1.ServicePort, split *Split, alive func(string) bool, self Self, dead map[netip.Addr]struct{}) []endpoint {

@@ -1,12 +1,15 @@
 package services
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -40,9 +43,10 @@ func walk(t *testing.T, self Self) {
 			},
 		}
 	}
-	var c computer // remembers; the fresh start does not
-	nfttest.Walk(t, self.family(), 150, func(int) nft.State {
+	c, got := newComputer(self), desired(nil, nil, split, alive, self) // these remember; the fresh start does not
+	nfttest.Walk(t, self.family(), 150, func(int) (nft.State, *nft.Patch) {
 		i := r.IntN(8)
+		changed := []string{fmt.Sprintf("d/s%d", i)}
 		switch r.IntN(7) {
 		case 0:
 			delete(services, i)
@@ -51,6 +55,7 @@ func walk(t *testing.T, self Self) {
 		case 2:
 			node := []string{"b", "c"}[r.IntN(2)]
 			dead[node] = !dead[node]
+			changed = nil // all are asked
 		case 3, 4:
 			svc := service(t, fmt.Sprintf("d/s%d 10.43.1.%d 80/%d%s%s", i, i+1, 30000+r.IntN(9), []string{"", "/udp"}[r.IntN(2)], []string{"", " external-local", " internal-local", " sticky"}[r.IntN(4)]))
 			if r.IntN(3) == 0 {
@@ -84,11 +89,17 @@ func walk(t *testing.T, self Self) {
 			of = append(of, endpoints[i]...)
 		}
 		lives := func(node string) bool { return !dead[node] }
-		got, want := c.desired(all, byService(of), split, lives, self), desired(all, of, split, lives, self)
+		keys, now := those(all, of, split, lives)
+		if changed == nil {
+			changed = keys
+		}
+		change := c.update(slices.Values(changed), now)
+		got.apply(change)
+		want := desired(all, of, split, lives, self)
 		if !reflect.DeepEqual(got, want) {
 			t.Fatalf("what is remembered is not what is:\n%v, want\n%v", got, want)
 		}
-		return got.rules
+		return want.rules, &change.rules
 	})
 }
 
@@ -101,19 +112,41 @@ func BenchmarkOneEndpoint(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			services, endpointSlices := objects(b, n)
-			var c computer
-			set := func() {
-				if err := table.Set(b.Context(), "services", c.desired(services, byService(endpointSlices), nil, alive, self()).rules); err != nil {
+			services, endpointSlices := many(b, n)
+			f := &family{self: self(), udp: map[frontend]endpoints{}, health: map[uint16]health{}}
+			keys, now := those(services, endpointSlices, nil, alive)
+			if _, err := f.write(b.Context(), kernel{table}, "services", slices.Values(keys), now); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			of := now.slices
+			for i := 0; b.Loop(); i++ {
+				// What was replaced is freed once all processors have let go of it, and the next one waits for that.
+				b.StopTimer()
+				time.Sleep(50 * time.Millisecond)
+				b.StartTimer()
+				changed := []*discoveryv1.EndpointSlice{slice(b, corev1.ProtocolTCP, fmt.Sprintf("d/s0007 8080 10.42.1.%d@a", 2+i%200))}
+				now.slices = func(key string) []*discoveryv1.EndpointSlice {
+					if key == "d/s0007" {
+						return changed
+					}
+					return of(key)
+				}
+				if _, err := f.write(b.Context(), kernel{table}, "services", slices.Values([]string{"d/s0007"}), now); err != nil {
 					b.Fatal(err)
 				}
 			}
-			set()
-			b.ReportAllocs()
-			for i := 0; b.Loop(); i++ {
-				endpointSlices[7] = slice(b, corev1.ProtocolTCP, fmt.Sprintf("d/s0007 8080 10.42.1.%d@a", 2+i%200))
-				set()
-			}
 		})
 	}
+}
+
+// kernel is the Rules of one family.
+type kernel struct{ *nft.Table }
+
+func (k kernel) Apply(ctx context.Context, _ knftables.Family, section string, state nft.State) error {
+	return k.Set(ctx, section, state)
+}
+
+func (k kernel) Patch(ctx context.Context, _ knftables.Family, section string, patch nft.Patch) error {
+	return k.Table.Patch(ctx, section, patch)
 }

@@ -6,6 +6,7 @@ package nfttest
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"regexp"
@@ -50,16 +51,23 @@ func Namespace(t testing.TB) {
 
 // Walk brings one table through steps states that next makes, now and then by a new
 // [nft.Table] that finds what the one before has left, and compares the kernel's rules after
-// each step with those of a fresh start.
-func Walk(t *testing.T, family knftables.Family, steps int, next func(step int) nft.State) {
+// each step with those of a fresh start. A state is given as its change since the one before
+// too, by those who write changes; nil for who does not.
+func Walk(t *testing.T, family knftables.Family, steps int, next func(step int) (nft.State, *nft.Patch)) {
 	t.Helper()
 	table := direct(t, family)
 	for step := range steps {
-		state := next(step)
-		if step%7 == 3 { // the daemon was started again
-			table = direct(t, family)
+		state, change := next(step)
+		var err error
+		if restarted := step%7 == 3; step > 0 && change != nil && !restarted {
+			err = table.Patch(t.Context(), "s", *change)
+		} else {
+			if restarted {
+				table = direct(t, family)
+			}
+			err = table.Set(t.Context(), "s", clone(state))
 		}
-		if err := table.Set(t.Context(), "s", state); err != nil {
+		if err != nil {
 			t.Fatalf("step %d: %v", step, err)
 		}
 		fresh := open(t, family, "fresh")
@@ -74,6 +82,16 @@ func Walk(t *testing.T, family knftables.Family, steps int, next func(step int) 
 			t.Fatal(err)
 		}
 	}
+}
+
+// clone is for a table that will change it.
+func clone(s nft.State) nft.State {
+	out := nft.State{Chains: maps.Clone(s.Chains), Sets: maps.Clone(s.Sets)}
+	for name, set := range out.Sets {
+		set.Elements = maps.Clone(set.Elements)
+		out.Sets[name] = set
+	}
+	return out
 }
 
 // open is one that writes all by the nft program.

@@ -2,8 +2,9 @@
 // nftables, on this peer and for everything that starts here: pods, the machine
 // itself and what comes in by a NodePort.
 //
-// What the rules shall be is computed purely ([desired]) from the Services, their
-// EndpointSlices and who is alive; package nft writes the difference. Names are left
+// What a Service adds to the rules is computed purely ([compute]) from it, its EndpointSlices
+// and who is alive; a [computer] makes one set of rules of all of them, and package nft writes
+// what a change of some changes in it. Names are left
 // to dnsserver, endpoints to the controllers, the way to a pod to package network.
 // cmd/rookery runs a [Controller].
 package services
@@ -11,7 +12,6 @@ package services
 import (
 	"fmt"
 	"hash/fnv"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,7 +19,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/nft"
@@ -47,133 +46,36 @@ type frontend struct {
 	port  uint16
 }
 
-// table is what is wanted: the rules, and what connection tracking must agree with.
+// endpoints are those of a frontend.
+type endpoints map[netip.AddrPort]struct{}
+
+// table is what one Service comes to: its part of the rules, and what connection tracking
+// and load balancers must agree with.
 type table struct {
-	rules nft.State
-	udp   map[frontend]map[netip.AddrPort]struct{} // all endpoints of each UDP frontend
-	dead  map[netip.Addr]struct{}                  // endpoints on dead nodes
+	chains   map[string]nft.Chain
+	sets     map[string]nft.Set     // of its own
+	elements map[nft.Element]string // of the sets of the base
 
-	health map[uint16]health // by healthCheckNodePort
+	udp    map[frontend]endpoints  // of each UDP frontend
+	dead   map[netip.Addr]struct{} // endpoints on dead nodes
+	health map[uint16]health       // by healthCheckNodePort
 }
 
-// desired computes the table of self's family. It is pure; alive is asked for other nodes only.
-func desired(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
-	return (&computer{}).desired(services, byService(endpointSlices), split, alive, self)
-}
-
-// computer computes tables of one family, and remembers what a Service came to as long as nothing that
-// it was computed from has changed. The zero value is ready.
-type computer struct {
-	known map[types.NamespacedName]part
-	last  nft.State
-}
-
-// part is what one Service adds to the table, and what that was computed from.
-type part struct {
-	table
-	svc   *corev1.Service
-	of    []*discoveryv1.EndpointSlice
-	split *Split
-	self  Self
-	asked map[string]bool // what alive said
-}
-
-// still tells whether the part is that of these inputs. Objects of an informer are never
-// changed, only replaced.
-func (p part) still(svc *corev1.Service, of []*discoveryv1.EndpointSlice, split *Split, alive func(string) bool, self Self) bool {
-	if p.svc != svc || p.split != split || p.self != self || !slices.Equal(p.of, of) {
-		return false
+// compute is what one Service comes to in self's family. It is pure; alive is asked for other
+// nodes only.
+func compute(svc *corev1.Service, of []*discoveryv1.EndpointSlice, groups *Split, alive func(string) bool, self Self) table {
+	t := table{
+		chains: map[string]nft.Chain{}, sets: map[string]nft.Set{}, elements: map[nft.Element]string{},
+		udp: map[frontend]endpoints{}, dead: map[netip.Addr]struct{}{}, health: map[uint16]health{},
 	}
-	for node, said := range p.asked {
-		if alive(node) != said {
-			return false
-		}
-	}
-	return true
-}
-
-// byService are the slices of each Service, in their order.
-func byService(endpointSlices []*discoveryv1.EndpointSlice) map[types.NamespacedName][]*discoveryv1.EndpointSlice {
-	out := make(map[types.NamespacedName][]*discoveryv1.EndpointSlice, len(endpointSlices))
-	for _, s := range endpointSlices {
-		key := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
-		out[key] = append(out[key], s)
-	}
-	return out
-}
-
-func (c *computer) desired(services []*corev1.Service, bySvc map[types.NamespacedName][]*discoveryv1.EndpointSlice, split func(*corev1.Service) *Split, alive func(node string) bool, self Self) table {
-	t := newTable(roomFor(c.last, base(self)))
-	known := make(map[types.NamespacedName]part, len(services))
-	for _, svc := range services {
-		key := types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
-		of := bySvc[key]
-		var groups *Split
-		if split != nil {
-			groups = split(svc)
-		}
-		p, ok := c.known[key]
-		if !ok || !p.still(svc, of, groups, alive, self) {
-			if svc.Spec.Type == corev1.ServiceTypeExternalName || len(self.clusterIPs(svc)) == 0 {
-				continue
-			}
-			p = compute(svc, of, groups, alive, self)
-		}
-		known[key] = p
-		t.add(p.table)
-	}
-	c.known, c.last = known, t.rules
-	return t
-}
-
-// roomFor is s with room for as much as there was last time: of thousands of Services, half
-// of the time would go into maps that grow.
-func roomFor(last, s nft.State) nft.State {
-	out := nft.State{Chains: make(map[string]nft.Chain, len(last.Chains)), Sets: make(map[string]nft.Set, len(last.Sets))}
-	maps.Copy(out.Chains, s.Chains)
-	for name, set := range s.Sets {
-		set.Elements = make(map[string]string, len(last.Sets[name].Elements))
-		out.Sets[name] = set
-	}
-	return out
-}
-
-func newTable(rules nft.State) table {
-	return table{rules: rules, udp: map[frontend]map[netip.AddrPort]struct{}{}, dead: map[netip.Addr]struct{}{}, health: map[uint16]health{}}
-}
-
-// add merges a Service into the table; of elements, the first Service to claim a key keeps it.
-func (t *table) add(o table) {
-	maps.Copy(t.rules.Chains, o.rules.Chains)
-	for name, set := range o.rules.Sets {
-		into, shared := t.rules.Sets[name]
-		if !shared {
-			t.rules.Sets[name] = set
-			continue
-		}
-		for key, value := range set.Elements {
-			if _, taken := into.Elements[key]; !taken {
-				into.Elements[key] = value
-			}
-		}
-	}
-	maps.Copy(t.udp, o.udp)
-	maps.Copy(t.dead, o.dead)
-	maps.Copy(t.health, o.health)
-}
-
-// compute is what one Service comes to.
-func compute(svc *corev1.Service, of []*discoveryv1.EndpointSlice, groups *Split, alive func(string) bool, self Self) part {
-	p := part{table: newTable(nft.NewState()), svc: svc, of: of, split: groups, self: self, asked: map[string]bool{}}
-	lives := func(node string) bool {
-		p.asked[node] = alive(node)
-		return p.asked[node]
+	if svc.Spec.Type == corev1.ServiceTypeExternalName || len(self.clusterIPs(svc)) == 0 {
+		return t
 	}
 	here := map[netip.Addr]struct{}{}
 	for _, port := range svc.Spec.Ports {
-		w := svcPort{t: &p.table, self: self, svc: svc, port: port, split: groups, proto: strings.ToLower(string(protocol(port)))}
+		w := svcPort{t: &t, self: self, svc: svc, port: port, split: groups, proto: strings.ToLower(string(protocol(port)))}
 		w.name = fmt.Sprintf("%s/%s/%s/%s", svc.Namespace, svc.Name, w.proto, portName(port))
-		all := portEndpoints(of, port, groups, lives, self, p.dead)
+		all := portEndpoints(of, port, groups, alive, self, t.dead)
 		for _, e := range usable(all, true) {
 			here[e.at.Addr()] = struct{}{}
 		}
@@ -182,9 +84,9 @@ func compute(svc *corev1.Service, of []*discoveryv1.EndpointSlice, groups *Split
 	if port := svc.Spec.HealthCheckNodePort; port > 0 && port < 1<<16 && svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
 		h := health{LocalEndpoints: len(here), ServiceProxyHealthy: true}
 		h.Service.Namespace, h.Service.Name = svc.Namespace, svc.Name
-		p.health[uint16(port)] = h
+		t.health[uint16(port)] = h
 	}
-	return p
+	return t
 }
 
 func portName(p corev1.ServicePort) string {
@@ -248,7 +150,7 @@ func (p *svcPort) write(all []endpoint) {
 	// of clients outside, and those inside are not translated anyway.
 	p.balance("cluster-"+p.name, cluster)
 	p.balance("local-"+p.name, local)
-	p.t.rules.Chains[externalChain] = nft.Chain{Rules: []string{
+	p.t.chains[externalChain] = nft.Chain{Rules: []string{
 		fmt.Sprintf("%s saddr %s goto cluster-%s", p.ip(), p.self.ClusterCIDR.Masked(), p.name),
 		"fib saddr type local goto cluster-" + p.name,
 		"goto local-" + p.name,
@@ -313,7 +215,7 @@ func (p *svcPort) frontends(internal, external string) {
 		if len(ranges) > 0 {
 			rules = append(rules, fmt.Sprintf("%s saddr { %s } goto %s", p.ip(), strings.Join(ranges, " , "), external))
 		}
-		p.t.rules.Chains[balancer] = nft.Chain{Rules: append(rules, "drop")}
+		p.t.chains[balancer] = nft.Chain{Rules: append(rules, "drop")}
 	}
 	for _, a := range p.balancerAddrs() {
 		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+balancer)
@@ -338,14 +240,11 @@ func (p *svcPort) sources() (out []string) {
 	return out
 }
 
-// element adds to a map or set of the base; the first Service to claim a key keeps it.
+// element adds to a map or set of the base; the first port to ask for a key has it.
 func (p *svcPort) element(set, key, value string) {
-	if _, there := p.t.rules.Sets[set]; !there {
-		p.t.rules.Sets[set] = nft.Set{Elements: map[string]string{}}
-	}
-	elements := p.t.rules.Sets[set].Elements
-	if _, taken := elements[key]; !taken {
-		elements[key] = value
+	at := nft.Element{Set: set, Key: key}
+	if _, taken := p.t.elements[at]; !taken {
+		p.t.elements[at] = value
 	}
 }
 
@@ -353,7 +252,7 @@ func (p *svcPort) element(set, key, value string) {
 // likely as the others, or by the shares of their groups.
 func (p *svcPort) balance(chain string, to []endpoint) {
 	if p.split == nil {
-		p.t.rules.Chains[chain] = nft.Chain{Rules: p.even(to)}
+		p.t.chains[chain] = nft.Chain{Rules: p.even(to)}
 		return
 	}
 	weights, groups := map[string]int{}, map[string][]endpoint{}
@@ -365,7 +264,7 @@ func (p *svcPort) balance(chain string, to []endpoint) {
 		}
 	}
 	if len(groups) < 2 {
-		p.t.rules.Chains[chain] = nft.Chain{Rules: p.even(getting)}
+		p.t.chains[chain] = nft.Chain{Rules: p.even(getting)}
 		return
 	}
 	var rules []string
@@ -373,14 +272,14 @@ func (p *svcPort) balance(chain string, to []endpoint) {
 		_, rules = p.clients(getting)
 	}
 	for name, members := range groups {
-		p.t.rules.Chains[groupChain(chain, name)] = nft.Chain{Rules: p.even(members)}
+		p.t.chains[groupChain(chain, name)] = nft.Chain{Rules: p.even(members)}
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "numgen inc mod %d vmap {", slots)
 	for i, name := range turns(weights) {
 		fmt.Fprintf(&b, "%s %d : goto %s", comma(i), i, groupChain(chain, name))
 	}
-	p.t.rules.Chains[chain] = nft.Chain{Rules: append(rules, b.String()+" }")}
+	p.t.chains[chain] = nft.Chain{Rules: append(rules, b.String()+" }")}
 }
 
 // groupChain is named by a hash: a group's name may be anything.
@@ -435,8 +334,8 @@ func (p *svcPort) clients(to []endpoint) (chains, rules []string) {
 		id := fmt.Sprintf("%s__%s/%d", p.name, nft.Name(e.at.Addr()), e.at.Port())
 		// A set cannot change its timeout, so another timeout is another set.
 		set := fmt.Sprintf("affinity-%s-%d", id, timeout)
-		p.t.rules.Sets[set] = nft.Set{Type: nft.AddressType(p.self.family()), Timeout: time.Duration(timeout) * time.Second}
-		p.t.rules.Chains["endpoint-"+id] = nft.Chain{Rules: []string{
+		p.t.sets[set] = nft.Set{Type: nft.AddressType(p.self.family()), Timeout: time.Duration(timeout) * time.Second}
+		p.t.chains["endpoint-"+id] = nft.Chain{Rules: []string{
 			fmt.Sprintf("update @%s { %s saddr }", set, p.ip()),
 			fmt.Sprintf("meta l4proto %s dnat to %s", p.proto, e.at),
 		}}
@@ -459,7 +358,7 @@ func (p *svcPort) track(to []endpoint) {
 	if protocol(p.port) != corev1.ProtocolUDP {
 		return
 	}
-	set := map[netip.AddrPort]struct{}{}
+	set := endpoints{}
 	for _, e := range to {
 		set[e.at] = struct{}{}
 	}
