@@ -76,6 +76,7 @@ lab-test: build bin/helm3 bin/helm4
 	go test -count=1 ./test/image ./test/lab 2>&1 $(REPORT)
 	go test -count=1 -timeout 60m -v ./test/e2e 2>&1 $(REPORT)
 	go test -count=1 -timeout 20m -v ./test/families 2>&1 $(REPORT)
+	go test -count=1 -timeout 20m -v ./test/hidden 2>&1 $(REPORT)
 	go test -count=1 -timeout 40m -v ./test/survive 2>&1 $(REPORT)
 
 check: deps-go
