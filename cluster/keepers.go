@@ -168,8 +168,11 @@ func (k *Keepers) keep(ctx context.Context, name string, s *kept) {
 	var current *link
 	var failing time.Time // since when; zero: the peer can be dialled
 	needed, noes, pause := false, 0, keepFirst
-	for ctx.Err() == nil {
-		round := k.round(ctx, s)
+	for round := ctx; ctx.Err() == nil; {
+		if round.Err() != nil { // gossip met the peer: one that restarted wants several answers soon
+			pause = keepFirst
+		}
+		round = k.round(ctx, s)
 		own := k.members.Address()
 		if current.over(own, k.met(name)) {
 			current.cancel()
