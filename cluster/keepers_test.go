@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -224,6 +225,32 @@ func TestOneSlowAnswerHidesNobody(t *testing.T) {
 		}
 		if got := k.hidden(); got != c.want {
 			t.Errorf("hidden %t from %v", got, c.peers)
+		}
+	}
+}
+
+// A peer is not a scanner for another one.
+func TestQuestionsAreRefused(t *testing.T) {
+	p := startPort(t, newIdentity(t, "a"), PortConfig{})
+	for _, c := range []struct {
+		address, from string
+		want          bool
+	}{
+		{"192.168.1.2", "192.168.1.3", true}, {"10.0.0.2", "1.2.3.4", true}, {"2001:db8::1", "2001:db8::2", true},
+		{"127.0.0.1", "127.0.0.1", true}, {"127.0.0.1", "192.168.1.3", false}, {"::1", "2001:db8::2", false},
+		{"0.0.0.0", "127.0.0.1", false}, {"224.0.0.1", "192.168.1.3", false}, {"169.254.169.254", "192.168.1.3", false}, {"169.254.1.2", "169.254.1.3", true},
+		{"10.42.1.2", "192.168.1.3", false}, {"10.43.0.1", "192.168.1.3", false},
+	} {
+		if got := p.dialable(netip.MustParseAddr(c.address), netip.MustParseAddr(c.from)); got != c.want {
+			t.Errorf("%s asks about %s: %t", c.from, c.address, got)
+		}
+	}
+	if p.dialable(netip.Addr{}, netip.MustParseAddr("192.168.1.3")) {
+		t.Error("no address can be dialled")
+	}
+	for want, err := range map[string]error{"refused": &net.OpError{Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, "no answer": context.DeadlineExceeded, "somebody else answers there": io.EOF, "not an address of a peer": errNotAsked} {
+		if got := reason(err); got != want {
+			t.Errorf("%v is told as %q", err, got)
 		}
 	}
 }

@@ -150,9 +150,10 @@ func (m *Members) open(addr netip.Addr) error {
 		return fmt.Errorf("start gossip: %w", errors.Join(err, tr.Shutdown()))
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.list = list
 	m.way, _ = tr.(*transport) // tests have others
+	m.mu.Unlock()
+	m.Changed() // setHidden waits for it
 	return nil
 }
 
@@ -199,16 +200,17 @@ func (m *Members) currentWay() *transport {
 	return m.way
 }
 
-// setHidden tells the others whether most of them cannot dial this peer.
+// setHidden tells the others whether most of them cannot dial this peer. While gossip does not run
+// it does nothing; it is called at each change.
 func (m *Members) setHidden(hidden bool) {
 	m.mu.Lock()
-	changed := m.hidden != hidden
-	m.hidden = hidden
 	list := m.list
-	m.mu.Unlock()
-	if !changed || list == nil {
-		return // gossip that begins later says it from the start
+	if list == nil || m.hidden == hidden {
+		m.mu.Unlock()
+		return
 	}
+	m.hidden = hidden
+	m.mu.Unlock()
 	if err := list.UpdateNode(streamTimeout); err != nil {
 		m.cfg.Log.Debug("not all peers have heard yet whether this one is hidden", "error", err)
 	}

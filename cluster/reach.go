@@ -8,7 +8,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
+	"syscall"
 	"time"
+
+	"github.com/rundigitalplatform/rookery/cluster/identity"
 )
 
 const (
@@ -60,7 +64,8 @@ func (p *Port) askReach(ctx context.Context, name string, q reachQuestion) (a re
 // Rookery does not know it.
 func alerted(err error) bool {
 	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "remote error" // crypto/tls on an alert
+	// crypto/tls has no better sign of the alert.
+	return errors.As(err, &op) && op.Op == "remote error" && op.Err.Error() == "tls: no application protocol"
 }
 
 // dialDirect is Dial without the connection that the peer keeps.
@@ -104,9 +109,14 @@ func (p *Port) serveReach(ctx context.Context, conn *peerConn) {
 	case <-ctx.Done():
 		return
 	}
+	from := netip.Addr{}
+	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		from = tcp.AddrPort().Addr()
+	}
 	a := reachAnswer{Reached: true}
-	if err := p.reach(ctx, conn.name, q); err != nil {
-		a = reachAnswer{Why: err.Error()}
+	if err := p.reach(ctx, conn.name, from.Unmap(), q); err != nil {
+		p.cfg.Log.Debug("a peer cannot be dialled from here", "peer", conn.name, "error", err)
+		a = reachAnswer{Why: reason(err)}
 	}
 	p.reached(conn.name, a.Reached)
 	if err := json.NewEncoder(conn).Encode(a); err != nil {
@@ -114,7 +124,42 @@ func (p *Port) serveReach(ctx context.Context, conn *peerConn) {
 	}
 }
 
-func (p *Port) reach(ctx context.Context, name string, q reachQuestion) error {
+// errNotAsked says that the question was about an address that no peer has.
+var errNotAsked = errors.New("not an address of a peer")
+
+// reason is what the other side is told: enough to mend it, but no report of what else there is
+// at an address that it chose.
+func reason(err error) string {
+	var timeout net.Error
+	switch {
+	case errors.Is(err, errNotAsked):
+		return errNotAsked.Error()
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "refused"
+	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout():
+		return "no answer"
+	case errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH):
+		return "no route"
+	default:
+		return "somebody else answers there"
+	}
+}
+
+// dialable tells whether a may be the address of the peer that asks from there: loopback and
+// link-local ones are if it asks from such a one.
+func (p *Port) dialable(a, from netip.Addr) bool {
+	if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() && !from.IsLinkLocalUnicast() || a.IsLoopback() && !from.IsLoopback() {
+		return false
+	}
+	return !slices.ContainsFunc(p.cfg.Identity.Settings().Ranges(), func(r identity.Ranges) bool {
+		return r.PodCIDR.Contains(a) || r.ServiceCIDR.Contains(a)
+	})
+}
+
+func (p *Port) reach(ctx context.Context, name string, from netip.Addr, q reachQuestion) error {
+	if !p.dialable(q.Address.Unmap(), from) {
+		return errNotAsked
+	}
 	conn, err := p.dialAddr(ctx, name, netip.AddrPortFrom(q.Address, q.Port).String(), protocolReach, reachTimeout)
 	if err != nil {
 		return err
