@@ -277,7 +277,8 @@ func TestPathMTUUnknown(t *testing.T) {
 // A path that shrinks while a connection uses it is looked at again as soon as a router says
 // so, and the connection goes on.
 func TestPathMTUShrinks(t *testing.T) {
-	for _, c := range []struct{ backend, families string }{{"wireguard", "46"}, {"vxlan", "6"}} {
+	// Over IPv4 the kernel's WireGuard and VXLAN let routers split what is too large.
+	for _, c := range []struct{ backend, families string }{{"wireguard", "64"}, {"vxlan", "6"}} {
 		t.Run(c.backend, func(t *testing.T) {
 			n := behindRouter(newLabOf(t, 2, c.backend, c.families), c.families)
 			h1, h2 := n.hosts[0], n.hosts[1]

@@ -126,11 +126,11 @@ func TestQuotedDestination(t *testing.T) {
 	for name, e := range echoes() {
 		t.Run(name, func(t *testing.T) {
 			p := make([]byte, icmpHeader+e.header())
-			var at int
+			var at, protocol, echo int
 			if e.to.Is4() {
-				p[0], p[1], at = unreachable4, fragNeeded, icmpHeader+16
+				p[0], p[1], at, protocol, echo = unreachable4, fragNeeded, icmpHeader+16, icmpHeader+9, unix.IPPROTO_ICMP
 			} else {
-				p[0], at = tooBig6, icmpHeader+24
+				p[0], at, protocol, echo = tooBig6, icmpHeader+24, icmpHeader+6, unix.IPPROTO_ICMPV6
 			}
 			copy(p[at:], e.to.AsSlice())
 			p = e.received(p)
@@ -142,7 +142,13 @@ func TestQuotedDestination(t *testing.T) {
 					t.Errorf("the first %d bytes say it of %v", n, got)
 				}
 			}
-			p[len(p)-e.header()-icmpHeader] = 1
+			quoted := len(p) - e.header() - icmpHeader
+			p[quoted+protocol] = byte(echo)
+			if got := quotedDestination(p, e.to.Is4()); got.IsValid() {
+				t.Errorf("of a search's own packet it is said of %v", got)
+			}
+			p[quoted+protocol] = unix.IPPROTO_UDP
+			p[quoted] = 1
 			if got := quotedDestination(p, e.to.Is4()); got.IsValid() {
 				t.Errorf("another message says it of %v", got)
 			}

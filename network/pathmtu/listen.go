@@ -74,19 +74,20 @@ func Listen(ctx context.Context, like netip.Addr, too func(netip.Addr)) error {
 }
 
 // quotedDestination is where the packet was to go that an ICMP message says was too large;
-// zero if it says something else. That of IPv4 comes with its header.
+// zero if it says something else, or the packet was an echo: a search knows of its own, and
+// what is said of them late is no reason for another. That of IPv4 comes with its header.
 func quotedDestination(p []byte, v4 bool) netip.Addr {
 	if v4 {
 		if len(p) < ip4Header || len(p) < int(p[0]&0xf)*4+icmpHeader+ip4Header {
 			return netip.Addr{}
 		}
 		p = p[int(p[0]&0xf)*4:]
-		if p[0] != unreachable4 || p[1] != fragNeeded {
+		if p[0] != unreachable4 || p[1] != fragNeeded || p[icmpHeader+9] == unix.IPPROTO_ICMP {
 			return netip.Addr{}
 		}
 		return netip.AddrFrom4([4]byte(p[icmpHeader+16:]))
 	}
-	if len(p) < icmpHeader+ip6Header || p[0] != tooBig6 {
+	if len(p) < icmpHeader+ip6Header || p[0] != tooBig6 || p[icmpHeader+6] == unix.IPPROTO_ICMPV6 {
 		return netip.Addr{}
 	}
 	return netip.AddrFrom16([16]byte(p[icmpHeader+24:]))
