@@ -1,10 +1,10 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -219,25 +219,18 @@ func (p *paths) note(to netip.Addr, asked way, mtu int, err error) (changed bool
 	}
 	changed = mtu != w.mtu
 	if changed {
-		p.log.Info("the path to a peer has another MTU", "peer", w.peer, "to", to, "was", orMost(w.mtu, w.most), "is", orMost(mtu, w.most), "sent", w.most)
+		p.log.Info("the path to a peer has another MTU", "peer", w.peer, "to", to, "was", cmp.Or(w.mtu, w.most), "is", cmp.Or(mtu, w.most), "sent", w.most)
 	}
 	w.mtu, w.silences, w.due = mtu, 0, now.Add(lookEvery-rand.N(lookEvery/10))
 	p.ways[to] = w
 	return changed
 }
 
-func orMost(mtu, most int) int {
-	if mtu == 0 {
-		return most
-	}
-	return mtu
-}
-
 // known is what was found, sorted by peer.
 func (p *paths) known() (all []Path) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for to, w := range maps.All(p.ways) {
+	for to, w := range p.ways {
 		if w.alive {
 			all = append(all, Path{Peer: w.peer, To: to, MTU: w.mtu, Most: w.most, Silent: w.silences > 0})
 		}
