@@ -13,6 +13,9 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,13 +47,9 @@ func openEcho(from, to netip.Addr) (*echo, error) {
 	if from.Is4() != to.Is4() {
 		return nil, fmt.Errorf("%s and %s are of different IP families", from, to)
 	}
-	family, proto := unix.AF_INET, unix.IPPROTO_ICMP
-	if to.Is6() {
-		family, proto = unix.AF_INET6, unix.IPPROTO_ICMPV6
-	}
-	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
+	fd, err := rawSocket(to, ipv4.ICMPTypeEchoReply, ipv6.ICMPTypeEchoReply)
 	if err != nil {
-		return nil, fmt.Errorf("open raw socket: %w", err)
+		return nil, err
 	}
 	e := &echo{to: to, file: os.NewFile(uintptr(fd), "icmp"), buf: make([]byte, 1<<16), oob: make([]byte, 512)}
 	id := make([]byte, 2)
@@ -73,13 +72,11 @@ func openEcho(from, to netip.Addr) (*echo, error) {
 func options(fd int, like netip.Addr) error {
 	if like.Is4() {
 		return errors.Join(
-			accept(fd, like, unix.IPPROTO_ICMP, echoReply4),
 			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE),
 			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1),
 		)
 	}
 	return errors.Join(
-		accept(fd, like, unix.IPPROTO_ICMPV6, echoReply6),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1),
@@ -104,34 +101,14 @@ func (e *echo) header() int {
 
 // packet is an echo request that is size bytes with its IP header.
 func (e *echo) packet(size int) []byte {
-	p := make([]byte, max(size-e.header(), icmpHeader+len(e.nonce)))
-	p[0] = echoRequest6
-	if e.to.Is4() {
-		p[0] = echoRequest4
+	data := make([]byte, max(size-e.header()-icmpHeader, len(e.nonce)))
+	copy(data, e.nonce[:])
+	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: int(e.id), Seq: size, Data: data}}
+	if e.to.Is6() {
+		m.Type = ipv6.ICMPTypeEchoRequest
 	}
-	binary.BigEndian.PutUint16(p[4:], e.id)
-	binary.BigEndian.PutUint16(p[6:], uint16(size))
-	copy(p[icmpHeader:], e.nonce[:])
-	if e.to.Is4() { // the kernel fills it in for IPv6
-		binary.BigEndian.PutUint16(p[2:], checksum(p))
-	}
+	p, _ := m.Marshal(nil) // fails for other types only; the checksum of IPv6 is the kernel's
 	return p
-}
-
-// checksum is that of RFC 1071.
-func checksum(p []byte) uint16 {
-	var sum uint32
-	for len(p) >= 2 {
-		sum += uint32(binary.BigEndian.Uint16(p))
-		p = p[2:]
-	}
-	if len(p) == 1 {
-		sum += uint32(p[0]) << 8
-	}
-	for sum>>16 > 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
 }
 
 // round is what is known of the sizes that were asked for at once.

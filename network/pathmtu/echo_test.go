@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
@@ -128,9 +130,9 @@ func TestQuotedDestination(t *testing.T) {
 			p := make([]byte, icmpHeader+e.header())
 			var at, protocol, echo int
 			if e.to.Is4() {
-				p[0], p[1], at, protocol, echo = unreachable4, fragNeeded, icmpHeader+16, icmpHeader+9, unix.IPPROTO_ICMP
+				p[0], p[1], at, protocol, echo = byte(ipv4.ICMPTypeDestinationUnreachable), fragNeeded, icmpHeader+16, icmpHeader+9, unix.IPPROTO_ICMP
 			} else {
-				p[0], at, protocol, echo = tooBig6, icmpHeader+24, icmpHeader+6, unix.IPPROTO_ICMPV6
+				p[0], at, protocol, echo = byte(ipv6.ICMPTypePacketTooBig), icmpHeader+24, icmpHeader+6, unix.IPPROTO_ICMPV6
 			}
 			copy(p[at:], e.to.AsSlice())
 			p = e.received(p)
