@@ -64,7 +64,7 @@ const (
 )
 
 // newGreeter makes a WireGuard device without peers, of a private key, and its greeter.
-// The caller closes the device, then the greeter.
+// The caller closes the greeter.
 func newGreeter(t tun.Device, b conn.Bind, key Key, log *slog.Logger) (*greeter, error) {
 	g := &greeter{own: Key(wgtypes.Key(key).PublicKey()), log: log, peers: map[Key]*greeting{}}
 	g.ctx, g.end = context.WithCancel(context.Background())
@@ -182,8 +182,9 @@ func (g *greeter) forget(peer Key) {
 	delete(g.peers, peer)
 }
 
-// close ends everything, and waits for it. Nothing is begun afterwards.
+// close ends the device and all that is under way, and waits for it. Nothing is begun afterwards.
 func (g *greeter) close() {
+	g.dev.Close()
 	g.mu.Lock()
 	g.end()
 	g.mu.Unlock()
@@ -248,8 +249,8 @@ func (g *greeter) sessions() map[Key]session {
 // (https://www.wireguard.com/xplatform/#configuration-protocol).
 func parseSessions(text string) (map[Key]session, error) {
 	all := map[Key]session{}
-	_, text, any := strings.Cut(text, "public_key=") // the device's own part
-	if !any {
+	_, text, found := strings.Cut(text, "public_key=") // the device's own part
+	if !found {
 		return all, nil
 	}
 	for _, peer := range strings.Split(text, "\npublic_key=") {

@@ -177,7 +177,7 @@ func (m *machine) start() {
 	if err != nil {
 		m.lan.t.Fatal(err)
 	}
-	m.w = &userWireGuard{cfg: Config{Port: testPort}, dev: g.dev, greeter: g}
+	m.w = &userWireGuard{cfg: Config{Port: testPort}, greeter: g}
 	if err := g.dev.Up(); err != nil {
 		m.lan.t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func (m *machine) add(o *machine) {
 	}
 	m.lan.mu.Lock()
 	defer m.lan.mu.Unlock()
-	m.lan.kept = append(m.lan.kept, m.w.dev.LookupPeer(device.NoisePublicKey(o.peer.WireGuardKey)))
+	m.lan.kept = append(m.lan.kept, m.w.greeter.dev.LookupPeer(device.NoisePublicKey(o.peer.WireGuardKey)))
 }
 
 // ping sends a packet from the machine's first address to another's.
@@ -369,7 +369,7 @@ func TestRestartedDaemon(t *testing.T) {
 					b.stop()
 					a.ping(b) // into the session that was
 					if c.clock {
-						setLastTimestamp(a.w.dev.LookupPeer(device.NoisePublicKey(b.peer.WireGuardKey)), 0xff)
+						setLastTimestamp(a.w.greeter.dev.LookupPeer(device.NoisePublicKey(b.peer.WireGuardKey)), 0xff)
 					}
 					if c.moved {
 						b.peer.Endpoint = netip.MustParseAddr("192.168.77.99")

@@ -8,7 +8,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/conn"
-	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/rundigitalplatform/rookery/network/sysctl"
@@ -20,7 +19,6 @@ import (
 type userWireGuard struct {
 	cfg     Config
 	link    netlink.Link
-	dev     *device.Device
 	greeter *greeter
 }
 
@@ -33,11 +31,10 @@ func (w *userWireGuard) up() error {
 	if w.greeter, err = newGreeter(inside, outside, w.cfg.Key, w.cfg.Log); err != nil {
 		return err
 	}
-	w.dev = w.greeter.dev
-	if err := w.dev.IpcSet(fmt.Sprintf("listen_port=%d\n", w.cfg.Port)); err != nil {
+	if err := w.greeter.dev.IpcSet(fmt.Sprintf("listen_port=%d\n", w.cfg.Port)); err != nil {
 		return fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
 	}
-	if err := w.dev.Up(); err != nil {
+	if err := w.greeter.dev.Up(); err != nil {
 		return fmt.Errorf("listen on UDP port %d for WireGuard: %w", w.cfg.Port, err)
 	}
 	if w.link, err = netlink.LinkByName(WireGuardDevice); err != nil {
@@ -59,7 +56,7 @@ func (w *userWireGuard) add(p Peer) error {
 	for _, cidr := range p.PodCIDRs {
 		fmt.Fprintf(&b, "allowed_ip=%s\n", cidr)
 	}
-	if err := w.dev.IpcSet(b.String()); err != nil {
+	if err := w.greeter.dev.IpcSet(b.String()); err != nil {
 		return err
 	}
 	if p.Alive {
@@ -75,12 +72,12 @@ func (w *userWireGuard) forget(p Peer) error {
 	if err := w.remove(p); err != nil || at == "" {
 		return err
 	}
-	return w.dev.IpcSet(fmt.Sprintf("public_key=%s\nendpoint=%s\n", hex.EncodeToString(p.WireGuardKey[:]), at))
+	return w.greeter.dev.IpcSet(fmt.Sprintf("public_key=%s\nendpoint=%s\n", hex.EncodeToString(p.WireGuardKey[:]), at))
 }
 
 func (w *userWireGuard) remove(p Peer) error {
 	w.greeter.forget(p.WireGuardKey)
-	return w.dev.IpcSet(fmt.Sprintf("public_key=%s\nremove=true\n", hex.EncodeToString(p.WireGuardKey[:])))
+	return w.greeter.dev.IpcSet(fmt.Sprintf("public_key=%s\nremove=true\n", hex.EncodeToString(p.WireGuardKey[:])))
 }
 
 // prune has nothing to do: the device is as new as the process.
@@ -94,8 +91,7 @@ func (w *userWireGuard) route(Peer, netip.Prefix) (netlink.Route, error) {
 func (w *userWireGuard) move(_ netip.Addr, mtu int) error { return netlink.LinkSetMTU(w.link, mtu) }
 
 func (w *userWireGuard) close() error {
-	if w.dev != nil {
-		w.dev.Close()
+	if w.greeter != nil {
 		w.greeter.close()
 	}
 	return nil
