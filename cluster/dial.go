@@ -16,6 +16,9 @@ const dialTimeout = 3 * time.Second
 // ErrUnresolved says that nobody knows where a peer is.
 var ErrUnresolved = errors.New("the address of the peer is not known")
 
+// errOlder says that the other side was reached and refused to speak a protocol.
+var errOlder = errors.New("it seems to be an older Rookery, without the protocol")
+
 // TLSConfig is for dialling the peer called name with our own certificate: the
 // other side must be that peer, whatever its address, and not removed. Each
 // call returns a new one; the caller sets NextProtos.
@@ -39,7 +42,14 @@ func (p *Port) TLSConfig(name string) *tls.Config {
 // it keeps to here, if it does, then to each address that Resolve gives, until one answers.
 // It blocks until the TLS handshake is done or ctx ends.
 func (p *Port) Dial(ctx context.Context, name, protocol string) (net.Conn, error) {
-	return p.try(ctx, name, func(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	return try(ctx, name, p.ways(name), func(ctx context.Context, conn net.Conn) (net.Conn, error) {
+		return p.secure(ctx, conn, name, protocol)
+	})
+}
+
+// dialDirect is Dial without the connection that the peer keeps.
+func (p *Port) dialDirect(ctx context.Context, name, protocol string) (*peerConn, error) {
+	return try(ctx, name, p.direct(name), func(ctx context.Context, conn net.Conn) (*peerConn, error) {
 		return p.secure(ctx, conn, name, protocol)
 	})
 }
@@ -56,24 +66,29 @@ func (p *Port) secure(ctx context.Context, conn net.Conn, name, protocol string)
 	if err == nil {
 		err = tc.HandshakeContext(ctx)
 	}
+	cs := tc.ConnectionState()
+	if alerted(err) || err == nil && cs.NegotiatedProtocol != protocol {
+		err = fmt.Errorf("dial %s: %w %s", conn.RemoteAddr(), errOlder, protocol)
+	}
 	if err == nil {
 		err = conn.SetDeadline(time.Time{})
 	}
-	if err != nil {
-		conn.Close()
-		return nil, err
+	var fp string
+	if err == nil {
+		fp, err = p.cfg.Identity.VerifyServer(&cs, name)
 	}
-	cs := tc.ConnectionState()
-	if cs.NegotiatedProtocol != protocol {
-		conn.Close()
-		return nil, fmt.Errorf("dial %s: it does not speak %s; is it an older Rookery?", conn.RemoteAddr(), protocol)
-	}
-	fp, err := p.cfg.Identity.VerifyServer(&cs, name)
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
 	return p.track(tc, name, fp), nil
+}
+
+// alerted tells whether a handshake ended with the other side's word that it knows no such protocol.
+func alerted(err error) bool {
+	var op *net.OpError
+	// crypto/tls has no better sign of the alert.
+	return errors.As(err, &op) && op.Op == "remote error" && op.Err.Error() == "tls: no application protocol"
 }
 
 // HTTPTransport is for requests to the peer's paths between peers (logs, exec, …)

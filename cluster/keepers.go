@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -275,7 +276,7 @@ func (k *Keepers) ask(ctx context.Context, wg *sync.WaitGroup, name string, own 
 	wg.Go(func() {
 		a, err := k.port.askReach(ctx, name, reachQuestion{Address: own, Port: k.members.cfg.Port, GossipPort: k.members.cfg.Bind.Port()})
 		switch {
-		case alerted(err): // that peer is met as ever
+		case errors.Is(err, errOlder): // that peer is met as ever
 			err = nil
 		case err == nil && !a.Reached && a.Why == "":
 			a.Why = "it does not say"

@@ -93,19 +93,22 @@ func (p *Port) linksChanged() {
 // it keeps, if it does, else to the first address of Resolve that answers. The caller speaks TLS
 // over it (see [Port.TLSConfig]), which shows who is at the other end.
 func (p *Port) DialPlain(ctx context.Context, name string) (net.Conn, error) {
-	return p.try(ctx, name, func(_ context.Context, conn net.Conn) (net.Conn, error) { return conn, nil })
+	return try(ctx, name, p.ways(name), func(_ context.Context, conn net.Conn) (net.Conn, error) { return conn, nil })
 }
 
+// way is how a peer's TLS port may be reached.
+type way func(context.Context) (net.Conn, error)
+
 // try goes through the ways to a peer until use has made of the connection what is wanted.
-func (p *Port) try(ctx context.Context, name string, use func(context.Context, net.Conn) (net.Conn, error)) (net.Conn, error) {
+func try[C net.Conn](ctx context.Context, name string, ways []way, use func(context.Context, net.Conn) (C, error)) (none C, err error) {
 	var errs []error
-	for _, dial := range p.ways(name) {
-		conn, err := func() (net.Conn, error) {
+	for _, dial := range ways {
+		conn, err := func() (C, error) {
 			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 			defer cancel()
 			plain, err := dial(ctx)
 			if err != nil {
-				return nil, err
+				return none, err
 			}
 			return use(ctx, plain)
 		}()
@@ -120,14 +123,21 @@ func (p *Port) try(ctx context.Context, name string, use func(context.Context, n
 	if len(errs) == 0 {
 		errs = append(errs, ErrUnresolved)
 	}
-	return nil, fmt.Errorf("dial %s: %w", name, errors.Join(errs...))
+	return none, fmt.Errorf("dial %s: %w", name, errors.Join(errs...))
 }
 
-// ways are how a peer's TLS port may be reached, the best guess first.
-func (p *Port) ways(name string) (all []func(context.Context) (net.Conn, error)) {
+// ways are all there are, the best guess first.
+func (p *Port) ways(name string) []way {
+	all := p.direct(name)
 	if p.Linked(name) {
-		all = append(all, func(ctx context.Context) (net.Conn, error) { return p.DialLinked(ctx, name, reverse.Port) })
+		over := func(ctx context.Context) (net.Conn, error) { return p.DialLinked(ctx, name, reverse.Port) }
+		return append([]way{over}, all...)
 	}
+	return all
+}
+
+// direct are those to the peer's addresses, the best guess first.
+func (p *Port) direct(name string) (all []way) {
 	if p.cfg.Resolve == nil {
 		return all
 	}

@@ -60,36 +60,6 @@ func (p *Port) askReach(ctx context.Context, name string, q reachQuestion) (a re
 	return a, nil
 }
 
-// alerted tells whether the other side was reached and refused to speak the protocol: an older
-// Rookery does not know it.
-func alerted(err error) bool {
-	var op *net.OpError
-	// crypto/tls has no better sign of the alert.
-	return errors.As(err, &op) && op.Op == "remote error" && op.Err.Error() == "tls: no application protocol"
-}
-
-// dialDirect is Dial without the connection that the peer keeps.
-func (p *Port) dialDirect(ctx context.Context, name, protocol string) (*peerConn, error) {
-	err := ErrUnresolved
-	for _, addr := range p.cfg.Resolve(name) {
-		var conn *peerConn
-		if conn, err = p.dialAddr(ctx, name, addr, protocol, dialTimeout); err == nil {
-			return conn, nil
-		}
-	}
-	return nil, fmt.Errorf("dial %s: %w", name, err)
-}
-
-func (p *Port) dialAddr(ctx context.Context, name, addr, protocol string, timeout time.Duration) (*peerConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	conn, err := dialTCP(ctx, addr)
-	if err != nil {
-		return nil, err
-	}
-	return p.secure(ctx, conn, name, protocol)
-}
-
 // serveReach answers the question of a peer. That what answers is this very peer shows in its
 // certificate: behind NAT many have the same address.
 func (p *Port) serveReach(ctx context.Context, conn *peerConn) {
@@ -160,7 +130,13 @@ func (p *Port) reach(ctx context.Context, name string, from netip.Addr, q reachQ
 	if !p.dialable(q.Address.Unmap(), from) {
 		return errNotAsked
 	}
-	conn, err := p.dialAddr(ctx, name, netip.AddrPortFrom(q.Address, q.Port).String(), protocolReach, reachTimeout)
+	port, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	plain, err := dialTCP(port, netip.AddrPortFrom(q.Address, q.Port).String())
+	if err != nil {
+		return err
+	}
+	conn, err := p.secure(port, plain, name, protocolReach)
 	if err != nil {
 		return err
 	}
