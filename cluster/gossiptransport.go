@@ -16,9 +16,6 @@ import (
 	"github.com/rundigitalplatform/rookery/cluster/reverse"
 )
 
-// largestPacket is what UDP carries at most.
-const largestPacket = 1<<16 - 1
-
 // acceptAgain is the pause after a connection could not be taken: the process has
 // too many files, which a loop would not cure.
 const acceptAgain = 100 * time.Millisecond
@@ -85,7 +82,7 @@ func enlarge(c *net.UDPConn) (err error) {
 }
 
 func (t *transport) receive() {
-	buf := make([]byte, largestPacket)
+	buf := make([]byte, reverse.LargestPacket)
 	for {
 		n, from, err := t.udp.ReadFromUDPAddrPort(buf)
 		switch {

@@ -35,7 +35,7 @@ const (
 	packets Kind = 'u'
 )
 
-// LargestPacket is how many bytes a datagram has at most.
+// LargestPacket is how many bytes a datagram has at most, over UDP too.
 const LargestPacket = 1<<16 - 1
 
 const (

@@ -184,10 +184,8 @@ type heardConn struct {
 
 func (c *heardConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	c.note()
+	c.last.Store(int64(time.Since(c.start)))
 	return n, err
 }
-
-func (c *heardConn) note() { c.last.Store(int64(time.Since(c.start))) }
 
 func (c *heardConn) silent() time.Duration { return time.Since(c.start) - time.Duration(c.last.Load()) }
