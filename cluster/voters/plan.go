@@ -24,7 +24,7 @@ type Peer struct {
 	Since time.Time
 	// CaughtUp says that its log is so near to the leader's that it could vote at once.
 	CaughtUp bool
-	// Hidden says that there are peers that cannot dial it. Others come before it as voters.
+	// Hidden says that most peers cannot dial it. Others come before it as voters.
 	Hidden bool
 	// Unmet says that it lives, and the leader can neither dial it nor is dialled by it.
 	Unmet bool
