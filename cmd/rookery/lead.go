@@ -105,7 +105,7 @@ func (p *peer) runVoters(ctx context.Context) error {
 			all := map[string]voters.Member{}
 			for _, m := range p.members.Snapshot() {
 				all[m.Name] = voters.Member{Alive: m.Self || m.State.Up(), Since: m.Since, Index: m.Index,
-					Hidden: m.Hidden, Unmet: p.unmet(m.Name) != nil}
+					Hidden: m.Hidden, Unmet: p.unmet(m) != nil}
 			}
 			return all
 		},
@@ -127,7 +127,8 @@ func (m membership) Snapshot() map[string]controller.Member {
 	reached := 0 // peers that live, with addresses that lead there
 	for _, r := range records {
 		member := controller.Member{Witness: r.Witness}
-		if seen, ok := m.members.Member(r.Name); ok {
+		seen, ok := m.members.Member(r.Name)
+		if ok {
 			switch {
 			case seen.Self || seen.State.Up():
 				member.Liveness = controller.Alive
@@ -144,7 +145,7 @@ func (m membership) Snapshot() map[string]controller.Member {
 		for _, a := range machineAddresses(r, m.id.Settings()) {
 			member.Addresses = append(member.Addresses, netip.AddrPortFrom(a, r.Port))
 		}
-		if seen, ok := m.members.Member(r.Name); ok && seen.Hidden {
+		if seen.Hidden {
 			hidden = append(hidden, r.Name)
 		} else if member.Liveness == controller.Alive {
 			reached++

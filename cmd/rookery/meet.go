@@ -3,26 +3,27 @@ package main
 import (
 	"fmt"
 
+	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/cmd/rookery/admin"
 )
 
 // unmet says why neither this peer nor the other one can dial the other; nil if one can, or
 // that one does not live.
-func (p *peer) unmet(name string) error {
-	m, ok := p.members.Member(name)
-	if !ok || m.Self || !m.State.Up() || p.port.Linked(name) {
+func (p *peer) unmet(m cluster.Member) error {
+	if m.Self || !m.State.Up() || p.port.Linked(m.Name) {
 		return nil
 	}
-	return p.keepers.Meeting(name).Err
+	return p.keepers.Meeting(m.Name).Err
 }
 
 // meetings are what is wrong between this peer and those that live.
 func (p *peer) meetings(s admin.Status) (all []admin.Problem) {
 	for _, peer := range s.Peers {
-		if m, ok := p.members.Member(peer.Name); !ok || m.Self || !m.State.Up() {
+		m, ok := p.members.Member(peer.Name)
+		if !ok || m.Self || !m.State.Up() {
 			continue
 		}
-		if err := p.unmet(peer.Name); err != nil {
+		if err := p.unmet(m); err != nil {
 			all = append(all, admin.Problem{
 				What: fmt.Sprintf("peer %s and this one cannot dial each other: neither pods nor logs nor the cluster's state pass between them: %s", peer.Name, err),
 				Do:   fmt.Sprintf("let one of the two be dialled: its firewall or router has to let in %d/tcp, %d/tcp and udp, and %d/udp", p.cfg.Port, p.cfg.GossipPort, p.cfg.WireGuardPort)})
