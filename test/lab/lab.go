@@ -115,12 +115,14 @@ func plan(o Options) (*Lab, error) {
 	if err != nil && o.IPv6Only {
 		return nil, errors.New("a lab of IPv6 only needs a kernel that has IPv6")
 	}
+	for _, i := range o.NAT {
+		if i < 2 || i > o.Peers || o.IPv6Only {
+			return nil, fmt.Errorf("host %d cannot be behind NAT: it can be any but the first, which the others join, in a lab with IPv4", i)
+		}
+	}
 	for i := 1; i <= o.Peers; i++ {
 		h := host("h"+strconv.Itoa(i), i, err == nil, o.IPv6Only)
 		if slices.Contains(o.NAT, i) {
-			if i == 1 || o.IPv6Only {
-				return nil, errors.New("behind NAT can be any host but the first, which the others join, in a lab with IPv4")
-			}
 			h.NAT, h.IPv6, h.IP = true, "", "192.168.77."+strconv.Itoa(i)
 		}
 		l.Hosts = append(l.Hosts, h)
