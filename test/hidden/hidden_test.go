@@ -209,11 +209,11 @@ func (w world) die() {
 	dead := func(name string) func(status) error {
 		return func(s status) error {
 			for _, p := range s.Peers {
-				if p.Name == name && p.State != "dead" {
-					return fmt.Errorf("%s is %s", name, p.State)
+				if p.Name == name && p.State == "dead" {
+					return nil
 				}
 			}
-			return nil
+			return fmt.Errorf("%s is not dead: %v", name, s.Peers)
 		}
 	}
 	for _, f := range []struct {
