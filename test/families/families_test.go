@@ -38,30 +38,14 @@ func start(t *testing.T, name string, o lab.Options) world {
 	return w
 }
 
-// sh runs a command line, split at spaces, in a host and fails the test unless it succeeds.
 func (w world) sh(host, line string) string {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 4*time.Minute)
-	defer cancel()
-	out, err := w.lab.Run(ctx, host, strings.Fields(line)...)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return out
+	return labtest.Run(w.t, w.lab, host, line)
 }
 
-// shows runs a command line until what it prints has all of these.
 func (w world) shows(host, line string, want ...string) {
 	w.t.Helper()
-	labtest.Eventually(w.t, 2*time.Minute, func() error {
-		out, err := w.lab.Run(w.t.Context(), host, strings.Fields(line)...)
-		for _, s := range want {
-			if err == nil && !strings.Contains(out, s) {
-				err = fmt.Errorf("%s printed %q, want %q", line, out, s)
-			}
-		}
-		return err
-	})
+	labtest.Shows(w.t, w.lab, 3*time.Minute, host, line, want...)
 }
 
 type pod struct {

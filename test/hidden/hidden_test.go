@@ -49,32 +49,14 @@ func TestHiddenPeers(t *testing.T) {
 	t.Run("a firewall is opened", func(t *testing.T) { world{t, w.lab}.unwall() })
 }
 
-// sh runs a command line, split at spaces, in a host and fails the test unless it succeeds.
 func (w world) sh(host, line string) string {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 4*time.Minute)
-	defer cancel()
-	out, err := w.lab.Run(ctx, host, strings.Fields(line)...)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return out
+	return labtest.Run(w.t, w.lab, host, line)
 }
 
-// shows runs a command line until what it prints has all of these.
 func (w world) shows(host, line string, want ...string) {
 	w.t.Helper()
-	labtest.Eventually(w.t, patience, func() error {
-		ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
-		defer cancel()
-		out, err := w.lab.Run(ctx, host, strings.Fields(line)...)
-		for _, s := range want {
-			if err == nil && !strings.Contains(out, s) {
-				err = fmt.Errorf("on %s, %s printed %q, want %q", host, line, out, s)
-			}
-		}
-		return err
-	})
+	labtest.Shows(w.t, w.lab, patience, host, line, want...)
 }
 
 type status struct {

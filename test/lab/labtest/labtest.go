@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,4 +86,32 @@ func Eventually(t *testing.T, within time.Duration, what func() error) time.Dura
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// Run runs a command line, split at spaces, in a host and fails the test unless it succeeds.
+func Run(t *testing.T, l *lab.Lab, host, line string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	out, err := l.Run(ctx, host, strings.Fields(line)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// Shows runs a command line as Run does, a minute at most each time, until what it prints has all of these.
+func Shows(t *testing.T, l *lab.Lab, within time.Duration, host, line string, want ...string) {
+	t.Helper()
+	Eventually(t, within, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		out, err := l.Run(ctx, host, strings.Fields(line)...)
+		for _, s := range want {
+			if err == nil && !strings.Contains(out, s) {
+				err = fmt.Errorf("on %s, %s printed %q, want %q", host, line, out, s)
+			}
+		}
+		return err
+	})
 }
