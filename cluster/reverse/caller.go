@@ -75,14 +75,21 @@ func (c *Caller) send() error {
 	for {
 		select {
 		case packet := <-c.queue:
-			buf = binary.BigEndian.AppendUint16(buf[:0], uint16(len(packet)))
-			if _, err := s.Write(append(buf, packet...)); err != nil {
+			buf = appendPacket(buf[:0], packet)
+			for len(c.queue) > 0 && len(buf) < LargestPacket { // a write may wait for other streams
+				buf = appendPacket(buf, <-c.queue)
+			}
+			if _, err := s.Write(buf); err != nil {
 				return fmt.Errorf("send a datagram over a kept connection: %w", err)
 			}
 		case <-c.session.CloseChan():
 			return net.ErrClosed
 		}
 	}
+}
+
+func appendPacket(b, packet []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(packet))), packet...)
 }
 
 // Send gives a datagram on its way without waiting. It may be lost, as any.
