@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"golang.org/x/sys/unix"
 
 	"github.com/rundigitalplatform/rookery/cluster/identity"
 	"github.com/rundigitalplatform/rookery/cluster/reverse"
@@ -395,5 +396,33 @@ func TestGossipOverBrokenLinks(t *testing.T) {
 	conn.Close()
 	if _, err := (&transport{links: brokenLinks{}}).DialAddressTimeout(to, time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a stuck connection ended with %v", err)
+	}
+}
+
+// Bulk data does not wait in the kernel in front of gossip's packets.
+func TestShortQueue(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := shortenQueue(conn); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		if n, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT); err != nil || n != notSent {
+			t.Errorf("%d bytes may wait: %v", n, err)
+		}
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
