@@ -24,9 +24,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	corelisters "k8s.io/client-go/listers/core/v1"
-	discoverylisters "k8s.io/client-go/listers/discovery/v1"
-	networkinglisters "k8s.io/client-go/listers/networking/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	cachetesting "k8s.io/client-go/tools/cache/testing"
 	"sigs.k8s.io/knftables"
@@ -274,39 +273,6 @@ func (h *host) seen(ctx context.Context, pods []*corev1.Pod) error {
 	return nil
 }
 
-type policyInformer struct{ cache.SharedIndexInformer }
-
-func (i policyInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
-func (i policyInformer) Lister() networkinglisters.NetworkPolicyLister {
-	return networkinglisters.NewNetworkPolicyLister(i.GetIndexer())
-}
-
-type podInformer struct{ cache.SharedIndexInformer }
-
-func (i podInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
-func (i podInformer) Lister() corelisters.PodLister       { return corelisters.NewPodLister(i.GetIndexer()) }
-
-type namespaceInformer struct{ cache.SharedIndexInformer }
-
-func (i namespaceInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
-func (i namespaceInformer) Lister() corelisters.NamespaceLister {
-	return corelisters.NewNamespaceLister(i.GetIndexer())
-}
-
-type serviceInformer struct{ cache.SharedIndexInformer }
-
-func (i serviceInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
-func (i serviceInformer) Lister() corelisters.ServiceLister {
-	return corelisters.NewServiceLister(i.GetIndexer())
-}
-
-type sliceInformer struct{ cache.SharedIndexInformer }
-
-func (i sliceInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
-func (i sliceInformer) Lister() discoverylisters.EndpointSliceLister {
-	return discoverylisters.NewEndpointSliceLister(i.GetIndexer())
-}
-
 func (h *host) start(ctx context.Context, r request) error {
 	cfg := *r.Config
 	cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -326,26 +292,30 @@ func (h *host) start(ctx context.Context, r request) error {
 	if _, err := h.do(ctx, request{Verb: "put", Services: r.Services, Slices: r.Slices}); err != nil {
 		return err
 	}
-	byNamespace := cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}
-	svc := cache.NewSharedIndexInformer(h.services, &corev1.Service{}, 0, byNamespace)
-	eps := cache.NewSharedIndexInformer(h.slices, &discoveryv1.EndpointSlice{}, 0, byNamespace)
+	inf := informers.NewSharedInformerFactory(nil, 0)
+	for from, kind := range map[*cachetesting.FakeControllerSource]runtime.Object{
+		h.services: &corev1.Service{}, h.slices: &discoveryv1.EndpointSlice{},
+		h.policies["policies"]: &networkingv1.NetworkPolicy{}, h.policies["pods"]: &corev1.Pod{}, h.policies["namespaces"]: &corev1.Namespace{},
+	} {
+		inf.InformerFor(kind, func(kubernetes.Interface, time.Duration) cache.SharedIndexInformer {
+			return cache.NewSharedIndexInformer(from, kind, 0, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
+		})
+	}
+	svc, eps, pods := inf.Core().V1().Services(), inf.Discovery().V1().EndpointSlices(), inf.Core().V1().Pods()
+	h.known = pods.Informer().GetIndexer()
 	ctl := services.New(services.Config{
-		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Rules: h.net, Section: network.ServicesSection, Changed: h.changed, Log: cfg.Log,
+		Services: svc, Slices: eps, Rules: h.net, Section: network.ServicesSection, Changed: h.changed, Log: cfg.Log,
 		Zone:     func() string { return "zone-" + r.Node },
 		Split:    splitOf,
 		Alive:    func(node string) bool { h.mu.Lock(); defer h.mu.Unlock(); return !h.dead[node] },
 		Families: balanced(r.Node, cfg.Families),
 	})
-	pol := cache.NewSharedIndexInformer(h.policies["policies"], &networkingv1.NetworkPolicy{}, 0, byNamespace)
-	pods := cache.NewSharedIndexInformer(h.policies["pods"], &corev1.Pod{}, 0, byNamespace)
-	h.known = pods.GetIndexer()
-	namespaces := cache.NewSharedIndexInformer(h.policies["namespaces"], &corev1.Namespace{}, 0, byNamespace)
 	h.admission = policy.New(policy.Config{
-		Policies: policyInformer{pol}, Pods: podInformer{pods}, Namespaces: namespaceInformer{namespaces},
+		Policies: inf.Networking().V1().NetworkPolicies(), Pods: pods, Namespaces: inf.Core().V1().Namespaces(),
 		Network: h.net, Section: network.PoliciesSection, Families: isolated(r.Node, cfg.Families), Log: cfg.Log,
 	})
 	h.announcer = announce.New(announce.Config{
-		Services: serviceInformer{svc}, Slices: sliceInformer{eps}, Self: r.Node, Address: func() netip.Addr { return cfg.Address }, Changed: h.moved, Log: cfg.Log,
+		Services: svc, Slices: eps, Self: r.Node, Address: func() netip.Addr { return cfg.Address }, Changed: h.moved, Log: cfg.Log,
 		Families: []knftables.Family{knftables.IPv4Family, knftables.IPv6Family},
 		Ours: func(a netip.Addr) bool {
 			return netip.MustParsePrefix("192.168.77.240/28").Contains(a) || netip.MustParsePrefix("fd77::f0/124").Contains(a)
@@ -363,9 +333,7 @@ func (h *host) start(ctx context.Context, r request) error {
 	})
 	run, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
-	for _, i := range []cache.SharedIndexInformer{svc, eps, pol, pods, namespaces} {
-		go i.Run(run.Done())
-	}
+	inf.Start(run.Done())
 	failed := make(chan error, 1)
 	go func() {
 		err := h.net.Run(run)

@@ -13,9 +13,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
-	corelisters "k8s.io/client-go/listers/core/v1"
-	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	cachetesting "k8s.io/client-go/tools/cache/testing"
 	"sigs.k8s.io/knftables"
@@ -75,32 +75,33 @@ func TestOneFamilyFails(t *testing.T) {
 // Service, and of nodes of which only Alive tells.
 func TestControllerFollows(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	byNamespace := cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}
 	svcs, eps := cachetesting.NewFakeControllerSource(), cachetesting.NewFakeControllerSource()
-	services, slices := cache.NewSharedIndexInformer(svcs, &corev1.Service{}, 0, byNamespace), cache.NewSharedIndexInformer(eps, &discoveryv1.EndpointSlice{}, 0, byNamespace)
+	inf := informers.NewSharedInformerFactory(nil, 0)
+	for from, kind := range map[*cachetesting.FakeControllerSource]runtime.Object{svcs: &corev1.Service{}, eps: &discoveryv1.EndpointSlice{}} {
+		inf.InformerFor(kind, func(kubernetes.Interface, time.Duration) cache.SharedIndexInformer {
+			return cache.NewSharedIndexInformer(from, kind, 0, cache.Indexers{})
+		})
+	}
 	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
 	table := nft.New(fake, slog.New(slog.DiscardHandler))
 	var dead atomic.Bool
 	lives := func(node string) bool { return node != "b" || !dead.Load() }
 	changed := make(chan struct{}, 1)
 	c := New(Config{
-		Services: serviceInformer{services}, Slices: sliceInformer{slices}, Rules: kernel{table}, Section: "services",
+		Services: inf.Core().V1().Services(), Slices: inf.Discovery().V1().EndpointSlices(), Rules: kernel{table}, Section: "services",
 		Families: []Self{self()}, Alive: lives, Changed: changed, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
+	defer inf.Shutdown()
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	for _, run := range []func(){
-		func() { services.Run(ctx.Done()) }, func() { slices.Run(ctx.Done()) },
-		func() {
-			if err := c.Run(ctx); err != nil {
-				t.Error(err)
-			}
-		},
-	} {
-		running.Go(run)
-	}
+	inf.Start(ctx.Done())
+	running.Go(func() {
+		if err := c.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 	haveSvcs, haveEps := map[int]*corev1.Service{}, map[int]*discoveryv1.EndpointSlice{}
 	for step := range 80 {
 		i := r.IntN(4)
@@ -161,18 +162,4 @@ func TestControllerFollows(t *testing.T) {
 			}
 		}
 	}
-}
-
-type serviceInformer struct{ cache.SharedIndexInformer }
-
-func (i serviceInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
-func (i serviceInformer) Lister() corelisters.ServiceLister {
-	return corelisters.NewServiceLister(i.GetIndexer())
-}
-
-type sliceInformer struct{ cache.SharedIndexInformer }
-
-func (i sliceInformer) Informer() cache.SharedIndexInformer { return i.SharedIndexInformer }
-func (i sliceInformer) Lister() discoverylisters.EndpointSliceLister {
-	return discoverylisters.NewEndpointSliceLister(i.GetIndexer())
 }
