@@ -2,14 +2,15 @@ package network
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 
+	"github.com/google/nftables"
 	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/nft"
@@ -19,39 +20,37 @@ import (
 // that refuse what they do not know: a packet must be accepted by every chain of its hook, so
 // no rule of ours can let pods' through. A chain that names the pods' range, which is the
 // cluster's of one IP family, has been told. Nothing is changed: those programs would not know
-// of it. It needs root and the nft program, which it runs a few times.
+// of it. It needs root, and the nft program to read such chains.
 func CheckFirewall(ctx context.Context, pods netip.Prefix) Feature {
 	family := nft.FamilyOf(pods.Addr())
 	f := Feature{Name: "firewall " + string(family)}
 	var found, cures []string
 	filters, err := listFilters(ctx, family)
 	if err != nil {
-		f.Detail, f.Cure = oneLine(err), "install the package nftables"
+		f.Detail, f.Cure = oneLine(err), "install the package nftables, on a kernel with nf_tables: modprobe nf_tables"
 		return f
 	}
 	for _, c := range filters {
-		if c.refuses && !strings.Contains(c.rules, pods.String()) {
+		if !strings.Contains(c.rules, pods.String()) {
 			found = append(found, c.name)
-			if cure := c.cure(family, pods); len(cures) == 0 || cures[len(cures)-1] != cure {
-				cures = append(cures, cure)
-			}
+			cures = append(cures, c.cure(family, pods))
 		}
 	}
 	if len(found) > 0 {
 		f.Detail = fmt.Sprintf("%s of another program would drop packets of pods", strings.Join(found, " and "))
-		f.Cure = strings.Join(cures, "; ")
+		f.Cure = strings.Join(slices.Compact(cures), "; ")
 		return f
 	}
 	f.OK, f.Detail = true, "no other program's rules refuse packets of pods"
 	return f
 }
 
-// filter is a base chain of another program for packets that are forwarded or for the machine.
+// filter is a base chain of another program, for packets that are forwarded or for the machine,
+// which refuses what no rule of it accepts.
 type filter struct {
-	name    string // for people
-	hook    string // forward, input
-	refuses bool   // what no rule of it accepts
-	rules   string // of it and of all chains that it leads to
+	name  string // for people
+	hook  string // forward, input
+	rules string // of it and of all chains that it leads to
 }
 
 // cure is what lets packets of pods through, in the words of whose chain it is.
@@ -72,36 +71,33 @@ func (c filter) cure(family knftables.Family, pods netip.Prefix) string {
 }
 
 // listFilters are the filters of other programs that see packets of a family.
-func listFilters(ctx context.Context, family knftables.Family) ([]filter, error) {
-	var out []filter
-	for _, of := range []string{string(family), "inet"} {
-		text, err := exec.CommandContext(ctx, "nft", "-j", "list", "chains", of).Output()
+func listFilters(ctx context.Context, family knftables.Family) (out []filter, err error) {
+	own := nftables.TableFamilyIPv4
+	if family == knftables.IPv6Family {
+		own = nftables.TableFamilyIPv6
+	}
+	hooks := map[nftables.ChainHook]string{*nftables.ChainHookForward: "forward", *nftables.ChainHookInput: "input"}
+	for _, of := range []struct {
+		name   string
+		number nftables.TableFamily
+	}{{string(family), own}, {"inet", nftables.TableFamilyINet}} {
+		chains, err := new(nftables.Conn).ListChainsOfTableFamily(of.number)
 		if err != nil {
 			return nil, fmt.Errorf("list chains: %w", err)
 		}
-		var all struct {
-			Nftables []struct {
-				Chain *struct{ Table, Name, Type, Hook, Policy string }
-			}
-		}
-		if err := json.Unmarshal(text, &all); err != nil {
-			return nil, fmt.Errorf("list chains: %w", err)
-		}
-		for _, o := range all.Nftables {
-			c := o.Chain
-			if c == nil || c.Type != "filter" || c.Hook != "forward" && c.Hook != "input" || c.Table == tableName {
+		for _, c := range chains {
+			if c.Type != nftables.ChainTypeFilter || c.Hooknum == nil || hooks[*c.Hooknum] == "" || c.Table.Name == tableName {
 				continue
 			}
 			// firewalld's chains accept by their policy, and end with a rule that does not.
-			f := filter{name: fmt.Sprintf("the chain %s of table %s %s", c.Name, of, c.Table), hook: c.Hook, refuses: c.Policy == "drop" || c.Table == "firewalld"}
-			if f.refuses {
-				table, err := exec.CommandContext(ctx, "nft", "list", "table", of, c.Table).Output()
-				if err != nil {
-					return nil, fmt.Errorf("list table %s: %w", c.Table, err)
-				}
-				f.rules = reached(string(table), c.Name)
+			if c.Table.Name != "firewalld" && (c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop) {
+				continue
 			}
-			out = append(out, f)
+			table, err := exec.CommandContext(ctx, "nft", "list", "table", of.name, c.Table.Name).CombinedOutput()
+			if err != nil {
+				return nil, fmt.Errorf("list table %s %s: %w: %s", of.name, c.Table.Name, err, table)
+			}
+			out = append(out, filter{fmt.Sprintf("the chain %s of table %s %s", c.Name, of.name, c.Table.Name), hooks[*c.Hooknum], reached(string(table), c.Name)})
 		}
 	}
 	return append(out, listLegacy(ctx, family)...), nil
@@ -145,10 +141,9 @@ func listLegacy(ctx context.Context, family knftables.Family) (out []filter) {
 		return nil // whoever made them has the program; nothing can be said
 	}
 	for _, hook := range []string{"forward", "input"} {
-		chain := strings.ToUpper(hook)
-		out = append(out, filter{
-			name: "the chain " + chain + " of " + program, hook: hook, rules: string(rules), refuses: strings.Contains(string(rules), "-P "+chain+" DROP\n"),
-		})
+		if chain := strings.ToUpper(hook); strings.Contains(string(rules), "-P "+chain+" DROP\n") {
+			out = append(out, filter{"the chain " + chain + " of " + program, hook, string(rules)})
+		}
 	}
 	return out
 }
