@@ -59,10 +59,7 @@ func on(addr string, port int) string { return net.JoinHostPort(addr, strconv.It
 
 // unreachable is what the kernel says of an address that leads nowhere.
 func unreachable(addr string) string {
-	if strings.Contains(addr, ":") {
-		return "network is unreachable"
-	}
-	return "no route to host"
+	return byFamily(addr)("no route to host", "network is unreachable")
 }
 
 func reachEachOther(t *testing.T, ofA, ofB, ofC string, a, b, c *pod) {

@@ -119,12 +119,7 @@ func policies(t *testing.T, l *policed, ip string, server, near, far, other *pod
 	}, func(from *pod, to string) func() map[string]int {
 		return func() map[string]int { return from.dial("udp", to, 1) }
 	}
-	of := func(v4, v6 string) string {
-		if strings.Contains(ip, ":") {
-			return v6
-		}
-		return v4
-	}
+	of := byFamily(ip)
 	at, serviceIP := on(ip, 8080), of(clusterIP, clusterIP6)
 	everyone := map[string]*pod{"near": near, "far": far, "other": other}
 	expect := func(t *testing.T, allowed ...string) {

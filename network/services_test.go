@@ -94,13 +94,7 @@ func TestServiceAcrossPeers(t *testing.T) {
 // that address' family.
 func serviceAcrossPeers(t *testing.T, l *lab, ip string, a, b, c, client *pod) {
 	h1, h2, outside := l.hosts[0], l.hosts[1], l.hosts[2]
-	is6 := strings.Contains(ip, ":")
-	of := func(v4, v6 string) string {
-		if is6 {
-			return v6
-		}
-		return v4
-	}
+	of := byFamily(ip)
 	web, node1, node2 := on(ip, 80), on(h1.at(ip), 30080), on(h2.at(ip), 30080)
 	l.put(l.hello(a, b, c))
 	eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "a", "b", "c") })
@@ -353,6 +347,16 @@ func deadPeerLeavesAtOnce(t *testing.T, l *lab) {
 
 // briefly is for a dial whose packets are dropped: so long is long enough to see that.
 const briefly = "NETT_WAIT=500ms"
+
+// byFamily returns what chooses of two the one of the address' family.
+func byFamily(addr string) func(v4, v6 string) string {
+	return func(v4, v6 string) string {
+		if strings.Contains(addr, ":") {
+			return v6
+		}
+		return v4
+	}
+}
 
 // alone is the address block with nothing but this address.
 func alone(addr string) string {
