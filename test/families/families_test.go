@@ -325,7 +325,7 @@ func TestIPv6First(t *testing.T) {
 	w.sh("h1", "rookery -n hello wait pod/asker --for=condition=Ready --timeout=3m")
 	const asker = "asker in h1"
 	urls := []string{"http://" + net.JoinHostPort(ips[0], "80") + "/", "http://" + net.JoinHostPort(ips[1], "80") + "/"}
-	for _, backend := range []string{"direct", "wireguard", "vxlan"} {
+	for _, backend := range []string{"direct", "wireguard", "vxlan"} { // the last one carries packets without a daemon
 		w.use(backend)
 		for _, url := range urls {
 			w.served(asker, url)
