@@ -215,6 +215,7 @@ func (k *Keepers) keep(ctx context.Context, name string, s *kept) {
 			if failing.IsZero() {
 				failing = time.Now()
 			}
+			pause = min(pause, keepMost)
 			wait, pause = pause, min(2*pause, keepMost)
 		case needed: // perhaps the machines were only too busy
 			noes++
@@ -231,10 +232,10 @@ func (k *Keepers) keep(ctx context.Context, name string, s *kept) {
 		select {
 		case <-current.ended():
 			k.lost(s)
-			wait = keepFirst
-			if time.Since(current.since) < shortLived {
-				wait = min(pause, keepMost)
+			if time.Since(current.since) >= shortLived { // the peer restarts, and cannot be dialled for a while
+				pause = keepFirst
 			}
+			wait = min(pause, keepMost)
 		case <-round.Done():
 			continue
 		case <-time.After(time.Duration(float64(wait) * (0.75 + rand.Float64()/2))):
