@@ -399,8 +399,9 @@ func TestGossipOverBrokenLinks(t *testing.T) {
 	}
 }
 
-// Bulk data does not wait in the kernel in front of gossip's packets.
-func TestShortQueue(t *testing.T) {
+// Bulk data does not wait in the kernel in front of gossip's packets, and a connection ends whose
+// other end is not heard.
+func TestOptionsOfConnections(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -411,7 +412,7 @@ func TestShortQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := shortenQueue(conn); err != nil {
+	if err := errors.Join(shortenQueue(conn), notForever(conn)); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := conn.(*net.TCPConn).SyscallConn()
@@ -419,8 +420,10 @@ func TestShortQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := raw.Control(func(fd uintptr) {
-		if n, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT); err != nil || n != notSent {
-			t.Errorf("%d bytes may wait: %v", n, err)
+		for option, want := range map[int]int{unix.TCP_NOTSENT_LOWAT: notSent, unix.TCP_USER_TIMEOUT: int(unheard.Milliseconds())} {
+			if n, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); err != nil || n != want {
+				t.Errorf("option %d is %d, want %d: %v", option, n, want, err)
+			}
 		}
 	}); err != nil {
 		t.Fatal(err)

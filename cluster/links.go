@@ -55,19 +55,30 @@ func (p *Port) link(name string) *reverse.Caller {
 const notSent = 16 << 10
 
 // shortenQueue sets notSent.
-func shortenQueue(conn net.Conn) error {
+func shortenQueue(conn net.Conn) error { return setTCP(conn, unix.TCP_NOTSENT_LOWAT, notSent) }
+
+// unheard is how long a connection between peers lives on while the other end acknowledges nothing:
+// TCP alone tries for a quarter of an hour, and after a cable was out for a minute waits another for
+// its next try; with an address that its machine has lost it tries in vain.
+const unheard = 10 * time.Second
+
+// notForever sets unheard.
+func notForever(conn net.Conn) error {
+	return setTCP(conn, unix.TCP_USER_TIMEOUT, int(unheard.Milliseconds()))
+}
+
+// setTCP sets an option of a connection that is the kernel's; others have none.
+func setTCP(conn net.Conn, option, value int) error {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
-		return nil // not the kernel's
+		return nil
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var refused error
-	err = raw.Control(func(fd uintptr) {
-		refused = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
-	})
+	err = raw.Control(func(fd uintptr) { refused = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, option, value) })
 	return errors.Join(err, refused)
 }
 

@@ -50,8 +50,10 @@ type Member struct {
 	Fingerprint   string
 	WireGuardKey  string
 	WireGuardPort uint16
-	Started       time.Time     // when its daemon started, by its clock
-	RTT           time.Duration // of the last answered probe; 0: none yet
+	Started       time.Time // when its daemon started, by its clock
+	// WireGuardStarted is when its WireGuard did, if that is a process; zero: it is not, or its daemon has just begun.
+	WireGuardStarted time.Time
+	RTT              time.Duration // of the last answered probe; 0: none yet
 	// Hidden: it says that most of the peers that it asked cannot dial it (see [Keepers]).
 	Hidden bool
 	// Index is the Raft index that it had applied at its last answer, 0 if unknown.
@@ -86,6 +88,9 @@ type meta struct {
 	WGKey   string `json:"wk,omitempty"`
 	Key     string `json:"k"` // fingerprint
 	Started int64  `json:"t"` // Unix seconds
+	// WGStarted is in nanoseconds of Unix time, 0: not known. Seconds do not tell boots apart
+	// of a machine whose clock begins anew each time.
+	WGStarted int64 `json:"wt,omitempty"`
 }
 
 func (m meta) encode(limit int) ([]byte, error) {

@@ -63,7 +63,9 @@ type Members struct {
 	address netip.Addr             // advertised
 	other   netip.Addr             // of the other IP family
 	hidden  bool
-	leaving bool
+	// wgStarted is in nanoseconds of Unix time, 0: not known.
+	wgStarted int64
+	leaving   bool
 }
 
 // NewMembers reads peers.json and opens no socket.
@@ -211,8 +213,24 @@ func (m *Members) setHidden(hidden bool) {
 	}
 	m.hidden = hidden
 	m.mu.Unlock()
+	m.tell(list)
+}
+
+// SetWireGuardStarted tells the others when this machine's WireGuard started, if that is a
+// process. It does not wait until they have heard.
+func (m *Members) SetWireGuardStarted(at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.wgStarted = at.UnixNano()
+	if m.list != nil {
+		go m.tell(m.list)
+	}
+}
+
+// tell sends the others our meta anew.
+func (m *Members) tell(list *memberlist.Memberlist) {
 	if err := list.UpdateNode(streamTimeout); err != nil {
-		m.cfg.Log.Debug("not all peers have heard yet whether this one is hidden", "error", err)
+		m.cfg.Log.Debug("not all peers have heard yet what is new of this one", "error", err)
 	}
 }
 
@@ -243,7 +261,7 @@ func (m *Members) meta() meta {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return meta{V: metaVersion, Port: m.cfg.Port, Version: m.cfg.Version, Witness: m.cfg.Witness, Leaving: m.leaving, Hidden: m.hidden,
-		WGPort: m.cfg.WireGuardPort, WGKey: m.cfg.WireGuardKey, Key: m.cfg.Fingerprint, Started: m.started.Unix()}
+		WGPort: m.cfg.WireGuardPort, WGKey: m.cfg.WireGuardKey, Key: m.cfg.Fingerprint, Started: m.started.Unix(), WGStarted: m.wgStarted}
 }
 
 // Snapshot returns every peer that was ever met or is known from disk or the

@@ -167,10 +167,10 @@ func TestGossip(t *testing.T) {
 		g.expect(t, 10*time.Second, all)
 	}
 
-	if err := b.Leave(2 * time.Second); err != nil {
+	if err := b.Leave(30 * time.Second); err != nil {
 		t.Fatal(err)
 	}
-	a.expect(t, 5*time.Second, "a:alive b:left c:alive")
+	a.expect(t, 10*time.Second, "a:alive b:left c:alive")
 }
 
 // Both are dead to each other and remember it; neither was restarted. This is
@@ -208,9 +208,7 @@ func TestGossipWithAnotherKeyGetsNowhere(t *testing.T) {
 		t.Error("a peer with another key joined")
 	}
 	for _, g := range []*gossiper{a, b} {
-		if g.view() != "a:alive b:alive" {
-			t.Errorf("%s sees %s", g.cfg.Name, g.view())
-		}
+		g.expect(t, 10*time.Second, "a:alive b:alive") // a busy machine suspects others now and then
 	}
 }
 
@@ -323,8 +321,8 @@ func TestOtherAddress(t *testing.T) {
 }
 
 func TestMetaFits(t *testing.T) {
-	m := meta{V: metaVersion, Port: 65535, Version: strings.Repeat("x", maxVersion), Witness: true, Leaving: true, WGPort: 65535,
-		WGKey: strings.Repeat("x", 44), Key: strings.Repeat("x", 64), Started: 1 << 40}
+	m := meta{V: metaVersion, Port: 65535, Version: strings.Repeat("x", maxVersion), Witness: true, Leaving: true, Hidden: true, WGPort: 65535,
+		WGKey: strings.Repeat("x", 44), Key: strings.Repeat("x", 64), Started: 1 << 40, WGStarted: 1 << 62}
 	if b, err := m.encode(512); err != nil {
 		t.Errorf("%v (%d bytes)", err, len(b))
 	}

@@ -47,6 +47,10 @@ func (t *memberTable) heard(name string, addr netip.AddrPort, m meta, now time.T
 	e.Version, e.Witness, e.Hidden, e.Fingerprint = m.Version, m.Witness, m.Hidden, m.Key
 	e.WireGuardKey, e.WireGuardPort = m.WGKey, m.WGPort
 	e.Started, e.leaving = time.Unix(m.Started, 0), m.Leaving
+	e.WireGuardStarted = time.Time{}
+	if m.WGStarted != 0 {
+		e.WireGuardStarted = time.Unix(0, m.WGStarted)
+	}
 	if before != e.Member {
 		t.wake()
 	}

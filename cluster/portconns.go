@@ -25,6 +25,11 @@ func (c *peerConn) Close() error {
 // track returns a closed connection if the port is shut down already.
 func (p *Port) track(tc *tls.Conn, name, fp string) *peerConn {
 	c := &peerConn{Conn: tc, port: p, name: name, fingerprint: fp}
+	if betweenPeers(tc.ConnectionState().NegotiatedProtocol) { // who reads logs may stop for a while
+		if err := notForever(tc.NetConn()); err != nil {
+			p.cfg.Log.Warn("a connection may outlive the other end by minutes", "peer", name, "error", err)
+		}
+	}
 	p.mu.Lock()
 	closed := p.closed
 	if !closed {

@@ -49,9 +49,9 @@ func (b *batcher) submit(ctx context.Context, j job) error {
 	}
 }
 
-// run proposes jobs until ctx ends. settled is called after each entry that is
-// applied when no other is on its way.
-func (b *batcher) run(ctx context.Context, r *raft.Raft, settled func()) {
+// run proposes jobs until ctx ends; await waits for Raft's answer, at most until Raft has
+// stopped. settled is called after each entry that is applied when no other is on its way.
+func (b *batcher) run(ctx context.Context, r *raft.Raft, await func(raft.Future) error, settled func()) {
 	slots := make(chan struct{}, batchesInFlight)
 	defer b.drain()
 	defer b.wg.Wait()
@@ -73,7 +73,7 @@ func (b *batcher) run(ctx context.Context, r *raft.Raft, settled func()) {
 			batch, next = b.collect(*next)
 			b.inFlight.Add(1)
 			b.wg.Go(func() {
-				err := propose(r, batch)
+				err := propose(r, await, batch)
 				<-slots
 				if b.inFlight.Add(-1) == 0 && err == nil && len(b.jobs) == 0 {
 					settled()
@@ -117,7 +117,7 @@ func (b *batcher) drain() {
 	}
 }
 
-func propose(r *raft.Raft, batch []job) error {
+func propose(r *raft.Raft, await func(raft.Future) error, batch []job) error {
 	e := entry{kind: entryBatch, term: batch[0].term, proposals: make([]proposal, len(batch))}
 	now := time.Now()
 	for i, j := range batch {
@@ -125,7 +125,7 @@ func propose(r *raft.Raft, batch []job) error {
 		e.proposals[i] = j.proposal
 	}
 	f := r.Apply(e.encode(), 0)
-	switch err := f.Error(); {
+	switch err := await(f); {
 	case err == nil:
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
 		return errNotProposed

@@ -80,7 +80,7 @@ func (r *Replicated) beginTerm(ctx context.Context, rf *raft.Raft) (end func()) 
 // until ctx ends.
 func (r *Replicated) runTerm(ctx context.Context, rf *raft.Raft) {
 	f := rf.Apply((&entry{kind: entryTerm}).encode(), 0)
-	if err := f.Error(); err != nil {
+	if err := r.await(f); err != nil {
 		r.cfg.Logger.Warn("won an election, but could not begin the term", "err", err)
 		return
 	}

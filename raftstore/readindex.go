@@ -13,7 +13,9 @@ import (
 type reads struct {
 	lead func() *leadership
 	raft func() *raft.Raft
-	wg   sync.WaitGroup
+	// await waits for Raft's answer, at most until Raft has stopped.
+	await func(raft.Future) error
+	wg    sync.WaitGroup
 
 	mu      sync.Mutex
 	next    *readRound
@@ -72,7 +74,7 @@ func (r *reads) verify() (uint64, error) {
 		return 0, errNotProposed
 	}
 	index := raft.CommitIndex()
-	if err := raft.VerifyLeader().Error(); err != nil || raft.CurrentTerm() != lead.term {
+	if err := r.await(raft.VerifyLeader()); err != nil || raft.CurrentTerm() != lead.term {
 		return 0, errNotProposed
 	}
 	return index, nil

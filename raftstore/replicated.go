@@ -38,6 +38,7 @@ type Replicated struct {
 	ran     atomic.Bool
 	started chan struct{} // closed when the state on disk is loaded and Raft runs
 	closing chan struct{} // closed when Run begins to stop
+	down    chan struct{} // closed when Raft has stopped
 
 	leaderMu   sync.Mutex
 	leaderless time.Time // since when no leader is known; zero while one is
@@ -62,9 +63,9 @@ func New(cfg Config) (*Replicated, error) {
 	p := newPending(binary.BigEndian.Uint64(session[:]) | 1)
 	r := &Replicated{
 		cfg: cfg, st: st, pending: p, fsm: newFSM(st, p), batcher: newBatcher(),
-		started: make(chan struct{}), closing: make(chan struct{}), leaderless: time.Now(),
+		started: make(chan struct{}), closing: make(chan struct{}), down: make(chan struct{}), leaderless: time.Now(),
 	}
-	r.reads = &reads{lead: r.lead.Load, raft: r.raft.Load}
+	r.reads = &reads{lead: r.lead.Load, raft: r.raft.Load, await: r.await}
 	r.nudger = nudger{at: map[raft.ServerID]*nudgeState{}}
 	return r, nil
 }
@@ -171,6 +172,7 @@ func (r *Replicated) Run(ctx context.Context) error {
 	shutdown := rf.Shutdown()
 	closed := trans.Close() // Raft's requests to peers that do not answer end with it
 	down := shutdown.Error()
+	close(r.down)
 	ran := group.Wait()
 	r.client.wg.Wait()
 	r.reads.wg.Wait()
@@ -182,13 +184,32 @@ func (r *Replicated) start(g *errgroup.Group, ctx context.Context, rf *raft.Raft
 	run := func(work func()) {
 		g.Go(func() error { work(); return nil })
 	}
-	run(func() { r.batcher.run(ctx, rf, r.nudge) })
+	run(func() { r.batcher.run(ctx, rf, r.await, r.nudge) })
 	run(func() { r.runLeadership(ctx, rf, notify) })
 	run(func() { r.runObserver(ctx, rf) })
 	run(func() { r.runPace(ctx, rf) })
 	run(func() { r.runCommitMark(ctx, f) })
 	s := &server{r: r}
 	g.Go(func() error { return s.run(ctx, r.cfg.Transport.Listener(ProtocolStore)) })
+}
+
+// await is f.Error, but does not outlast Raft, which never answers what it has in a queue when it is
+// shut down: entries that are committed and wait to be applied, for one. The goroutine that waits for
+// such an answer stays until the process ends.
+func (r *Replicated) await(f raft.Future) error {
+	answer := make(chan error, 1)
+	go func() { answer <- f.Error() }()
+	select {
+	case err := <-answer:
+		return err
+	case <-r.down:
+	}
+	select {
+	case err := <-answer:
+		return err
+	default:
+		return raft.ErrRaftShutdown
+	}
 }
 
 // handOverTimeout: a daemon that stops must stop, also when nobody takes over.
@@ -209,9 +230,9 @@ func handOver(rf *raft.Raft) {
 		return
 	}
 	done := make(chan struct{})
-	go func() { // ends with Raft at the latest
+	go func() {
 		defer close(done)
-		_ = rf.LeadershipTransfer().Error() // if it fails, the others hold an election
+		_ = rf.LeadershipTransfer().Error() // if it fails, the others hold an election; it may stay unanswered, see await
 	}()
 	t := time.NewTimer(handOverTimeout)
 	defer t.Stop()

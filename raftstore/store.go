@@ -165,8 +165,11 @@ type NoQuorumError struct {
 }
 
 func (e *NoQuorumError) Error() string {
-	if len(e.Missing) == 0 {
+	switch missing := strings.Join(e.Missing, ", "); {
+	case missing == "":
 		return "no quorum: the cluster has no leader right now"
+	case 2*len(e.Missing) < e.Voters: // others may be on their way to be found missing, or elect one
+		return fmt.Sprintf("no quorum: the cluster has no leader right now; of its %d voters %s cannot be reached", e.Voters, missing)
 	}
 	return fmt.Sprintf("no quorum: %d of %d voters are not reachable (%s); start them or reconnect them",
 		len(e.Missing), e.Voters, strings.Join(e.Missing, ", "))

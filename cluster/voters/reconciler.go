@@ -103,7 +103,7 @@ func (r *Reconciler) step(ctx context.Context) error {
 			return r.forget(ctx, s)
 		}
 		c := plan[0]
-		if err := r.apply(c, index); err != nil {
+		if err := r.apply(ctx, c, index); err != nil {
 			return fmt.Errorf("%s %s: %w", c.Kind, c.Name, err)
 		}
 		r.cfg.Log.Info("raft configuration changed", "change", c.Kind.String(), "peer", c.Name, "why", c.Why)
@@ -158,9 +158,21 @@ func (r *Reconciler) snapshot(now time.Time) (Snapshot, uint64, error) {
 	return s, f.Index(), nil
 }
 
-// apply blocks until the change is committed. It cannot be called off: what
-// was proposed may happen. hashicorp/raft ends it when leadership is lost.
-func (r *Reconciler) apply(c Change, prev uint64) error {
+// apply blocks until the change is committed or ctx ends. It cannot be called off: what was
+// proposed may happen then. hashicorp/raft answers when leadership is lost, but not always when
+// it is shut down.
+func (r *Reconciler) apply(ctx context.Context, c Change, prev uint64) error {
+	answer := make(chan error, 1)
+	go func() { answer <- r.change(c, prev) }()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *Reconciler) change(c Change, prev uint64) error {
 	id, addr := raft.ServerID(c.Name), raft.ServerAddress(c.Name)
 	switch c.Kind {
 	case AddReplica:

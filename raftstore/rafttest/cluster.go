@@ -160,7 +160,9 @@ func (c *Cluster) Followers() []*Peer {
 func (c *Cluster) Halt(p *Peer) {
 	c.t.Helper()
 	p.stop()
-	<-p.done
+	if !p.stopped() {
+		c.t.Fatalf("%s does not stop", p.Name)
+	}
 	if p.err != nil {
 		c.t.Errorf("run %s: %v", p.Name, p.err)
 	}
@@ -168,6 +170,16 @@ func (c *Cluster) Halt(p *Peer) {
 	defer c.mu.Unlock()
 	if c.peers[p.Name] == p {
 		delete(c.peers, p.Name)
+	}
+}
+
+// stopped waits until a peer's Run has returned, but not for ever.
+func (p *Peer) stopped() bool {
+	select {
+	case <-p.done:
+		return true
+	case <-time.After(3 * Patience):
+		return false
 	}
 }
 
@@ -196,7 +208,10 @@ func (c *Cluster) Stop() {
 		p.stop()
 	}
 	for _, p := range peers {
-		<-p.done
+		if !p.stopped() {
+			c.t.Errorf("%s does not stop", p.Name)
+			continue
+		}
 		var damaged *raftstore.DamagedError
 		if p.err != nil && !errors.As(p.err, &damaged) {
 			c.t.Errorf("run %s: %v", p.Name, p.err)
