@@ -126,7 +126,7 @@ func (w *worker) runSandbox(ctx context.Context) error {
 	}
 	if errors.Is(err, runtime.ErrExists) {
 		// Made before by a call whose answer was lost; it is ours by its name.
-		list, listErr := w.a.cfg.Runtime.List(ctx)
+		list, listErr := w.a.cfg.Runtime.List(ctx, map[string]string{spec.LabelPodUID: string(pod.UID)})
 		if listErr != nil {
 			return errors.Join(err, listErr)
 		}

@@ -64,9 +64,15 @@ type Agent struct {
 	wg      sync.WaitGroup
 	workers map[types.UID]*worker
 	listed  bool // the engine told once what runs
-	orphans map[string]bool
-	damages []damage // what was broken in the engine's storage
+	apart   bool // it cannot tell of all at once, for a sandbox hangs: each pod asks for its own
+	// While that is so:
+	lookAgain time.Time // when the pods that are known do
+	late      error     // how the last list of all took too long, where no pod is known that held it up; else nil
+	again     time.Time // when the next one is made, if late
+	orphans   map[string]bool
+	damages   []damage // what was broken in the engine's storage
 
+	syncing sync.Mutex // held by resync
 	mending sync.Mutex // held while that is looked at
 	mended  bool       // under mending
 }
@@ -217,10 +223,11 @@ func (a *Agent) allWorkers() []*worker {
 	return out
 }
 
+// isListed: it is known what runs, but for pods that hang.
 func (a *Agent) isListed() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.listed
+	return a.listed || a.apart
 }
 
 func (a *Agent) podChanged(pod *v1.Pod) {

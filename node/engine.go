@@ -25,7 +25,7 @@ func (a *Agent) watchRuntime(ctx context.Context) {
 		err := a.cfg.Runtime.Events(ctx, func() {
 			backoff = time.Second
 			a.node.engineUp()
-			a.spawn(func() { a.resync(ctx) })
+			a.spawn(func() { a.resync(ctx, true) })
 		}, a.engineEvent)
 		if ctx.Err() != nil {
 			return
@@ -53,9 +53,7 @@ func (a *Agent) pingLoop(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		call, cancel := context.WithTimeout(ctx, pingTime)
-		err := a.cfg.Runtime.Ping(call)
-		cancel()
+		err := a.ping(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -63,13 +61,21 @@ func (a *Agent) pingLoop(ctx context.Context) {
 			hangs = true
 			a.log.Warn("the container engine hangs", "error", err)
 			a.node.engineDown(err)
-		case err == nil && hangs:
+		case err == nil && (hangs || a.Engine() != nil): // or another question was not answered in time
 			hangs = false
 			a.log.Info("the container engine goes on")
 			a.node.engineUp()
-			a.resync(ctx)
+			a.resync(ctx, true)
 		}
 	}
+}
+
+func (a *Agent) ping(ctx context.Context) error { return ping(ctx, a.cfg.Runtime) }
+
+func ping(ctx context.Context, engine runtime.Runtime) error {
+	call, cancel := context.WithTimeout(ctx, pingTime)
+	defer cancel()
+	return engine.Ping(call)
 }
 
 func (a *Agent) engineEvent(e runtime.Event) {
@@ -90,31 +96,143 @@ func (a *Agent) resyncLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			a.resync(ctx)
+			a.resync(ctx, false)
 		}
 	}
 }
 
-// resync compares all that runs with what the workers believe, adopts and cleans up.
-func (a *Agent) resync(ctx context.Context) {
-	err := a.mend(ctx)
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	began := time.Now()
-	var list []runtime.Sandbox
-	if err == nil {
-		list, err = a.cfg.Runtime.List(call)
+// listTime bounds the list of all sandboxes, which takes well under a second on most machines
+// and a few on a board under load. One that hangs holds it up; then each pod is asked for alone.
+const listTime = 20 * time.Second
+
+// resync compares all that runs with what the workers believe, adopts and cleans up. renewed:
+// news of the engine may have been missed. One runs at a time.
+func (a *Agent) resync(ctx context.Context, renewed bool) {
+	a.syncing.Lock()
+	defer a.syncing.Unlock()
+	if err := a.mend(ctx); err != nil { // no pod starts before that
+		a.unanswered(ctx, "mend the engine's storage", err)
+		return
+	}
+	if renewed {
+		a.forgetLate()
+	}
+	list, err := a.list(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		down := a.ping(ctx)
+		if down == nil {
+			a.node.engineUp()
+			a.resyncApart(err, renewed)
+			return
+		}
+		err = down // whatever hung before, this has another cure
 	}
 	if err != nil {
-		if ctx.Err() == nil {
-			a.log.Warn("list sandboxes", "error", err)
-			a.node.engineDown(err)
-		}
+		a.unanswered(ctx, "list sandboxes", err)
 		return
 	}
 	a.node.engineUp()
-	newest := map[types.UID]*runtime.Sandbox{}
-	var old []*runtime.Sandbox
+	newest, old := newestOf(list)
+	for _, w := range a.allWorkers() {
+		w.listed(newest[w.uid])
+	}
+	a.mu.Lock()
+	a.listed, a.apart = true, false
+	a.mu.Unlock()
+	for _, w := range a.allWorkers() {
+		w.kickIfNew()
+	}
+	for uid, s := range newest {
+		if a.worker(uid) == nil {
+			old = append(old, s)
+		}
+	}
+	for _, s := range old {
+		a.removeOrphan(ctx, s)
+	}
+	a.cleanDirs(newest)
+}
+
+// unanswered tells that the engine did not answer, unless that is because ctx ended.
+func (a *Agent) unanswered(ctx context.Context, question string, err error) {
+	if ctx.Err() == nil {
+		a.log.Warn("the container engine did not answer", "question", question, "error", err)
+		a.node.engineDown(err)
+	}
+}
+
+// list is not made while a pod is known that holds it up, nor again soon where none is: a
+// call that Podman was left with keeps a thread of it until then.
+func (a *Agent) list(ctx context.Context) ([]runtime.Sandbox, error) {
+	for _, err := range a.Hanging() {
+		return nil, err
+	}
+	a.mu.Lock()
+	late, again := a.late, a.again
+	a.mu.Unlock()
+	if late != nil && time.Now().Before(again) {
+		return nil, late
+	}
+	call, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	list, err := a.cfg.Runtime.List(call, nil)
+	if errors.Is(err, context.DeadlineExceeded) {
+		a.mu.Lock()
+		a.late, a.again = err, time.Now().Add(askAgain)
+		a.mu.Unlock()
+	}
+	return list, err
+}
+
+// forgetLate has the next list made at once, for what held up the last one has changed or is
+// known by now. It may be called with a worker's mu.
+func (a *Agent) forgetLate() {
+	a.mu.Lock()
+	a.late = nil
+	a.mu.Unlock()
+}
+
+// resyncApart has each pod ask for its own sandbox, because they cannot be listed together.
+// Those that are known follow the events; they are looked at when some may have been missed,
+// and every few minutes. Sandboxes without a pod are found when they can be listed.
+func (a *Agent) resyncApart(why error, renewed bool) {
+	a.mu.Lock()
+	news := !a.apart
+	all := news || renewed || time.Now().After(a.lookAgain)
+	a.apart = true
+	if all {
+		a.lookAgain = time.Now().Add(askAgain)
+	}
+	a.mu.Unlock()
+	if news {
+		a.log.Warn("a sandbox hangs, so that they cannot be listed; each pod is looked at alone", "error", why)
+	}
+	for _, w := range a.allWorkers() {
+		w.lookAlone(all)
+	}
+}
+
+// Hanging are the pods, by namespace and name, for which the engine did not answer in time
+// when it was last asked, with what it was asked.
+func (a *Agent) Hanging() map[string]error {
+	var out map[string]error
+	for _, w := range a.allWorkers() {
+		w.mu.Lock()
+		err := w.late
+		w.mu.Unlock()
+		if err != nil {
+			if out == nil {
+				out = map[string]error{}
+			}
+			out[w.name()] = err
+		}
+	}
+	return out
+}
+
+// newestOf is the last sandbox of each pod, and those that it replaces.
+func newestOf(list []runtime.Sandbox) (newest map[types.UID]*runtime.Sandbox, old []*runtime.Sandbox) {
+	newest = map[types.UID]*runtime.Sandbox{}
 	for i := range list {
 		s := &list[i]
 		id, ok := spec.ParseSandboxName(s.Name)
@@ -129,24 +247,7 @@ func (a *Agent) resync(ctx context.Context) {
 			old = append(old, s)
 		}
 	}
-	for _, w := range a.allWorkers() {
-		w.listed(newest[w.uid], began)
-	}
-	a.mu.Lock()
-	a.listed = true
-	a.mu.Unlock()
-	for _, w := range a.allWorkers() {
-		w.kickIfNew()
-	}
-	for uid, s := range newest {
-		if a.worker(uid) == nil {
-			old = append(old, s)
-		}
-	}
-	for _, s := range old {
-		a.removeOrphan(ctx, s)
-	}
-	a.cleanDirs(newest)
+	return newest, old
 }
 
 // removeOrphan removes a sandbox whose pod was deleted while the daemon did not

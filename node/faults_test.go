@@ -223,7 +223,7 @@ func TestNode(t *testing.T) {
 		// Podman stops and comes back.
 		w.machine.SetAvailable(false)
 		w.sleep(2 * time.Second)
-		if c := ready(); c.Status != v1.ConditionFalse || !strings.Contains(c.Message, "systemctl start podman") {
+		if c := ready(); c.Status != v1.ConditionFalse || !strings.Contains(c.Message, "container engine is not available") {
 			t.Errorf("engine gone: %+v", c)
 		}
 		w.machine.SetAvailable(true)

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/rundigitalplatform/rookery/node/eviction"
+	"github.com/rundigitalplatform/rookery/node/spec"
 	"github.com/rundigitalplatform/rookery/runtime"
 )
 
@@ -88,12 +90,13 @@ func TestOneSandboxHangs(t *testing.T) {
 		w.create(strings.Replace(plainPod, "name: a", "name: b", 1))
 		w.sleep(time.Second)
 		var resume func()
-		for _, s := range w.sandboxes() {
+		all := w.sandboxes()
+		for _, s := range all {
 			if strings.HasPrefix(s.Name, "a_") {
 				resume = w.machine.Stall(s.ID)
 			}
 		}
-		for _, s := range w.sandboxes() {
+		for _, s := range all {
 			if err := w.machine.Kill(s.Containers[0].ID, 1, false); err != nil {
 				t.Fatal(err)
 			}
@@ -112,10 +115,46 @@ func TestOneSandboxHangs(t *testing.T) {
 		if c := w.nodeReady(); c.Status != v1.ConditionTrue {
 			t.Errorf("node: %+v", c)
 		}
+		// What hangs holds up a list of all as well, and with it whoever would wait for one.
+		w.stop()
+		w.start()
+		w.create(strings.Replace(plainPod, "name: a", "name: c", 1))
+		w.sleep(listTime + 5*time.Second)
+		w.expect("c", "Running ready=True web:running")
+		b, err := w.machine.Runtime("test").List(t.Context(), map[string]string{spec.LabelPodUID: "uid-b"})
+		if err != nil || len(b) != 1 {
+			t.Fatalf("list of the other pod: %v, %v", b, err)
+		}
+		if err := w.machine.Kill(newestContainer(b[0]), 1, false); err != nil {
+			t.Fatal(err)
+		}
+		w.sleep(30 * time.Second)
+		w.expect("b", "Running ready=True web:running*2")
+		if c := w.nodeReady(); c.Status != v1.ConditionTrue {
+			t.Errorf("node: %+v", c)
+		}
+		w.sleep(callTimeout)
+		if late := w.agent.Hanging(); len(late) != 1 || late["default/a"] == nil {
+			t.Errorf("hanging: %v", late)
+		}
 		resume()
 		w.sleep(retryEngine + time.Second)
 		w.expect("a", "Running ready=True web:running*1")
+		w.sleep(2 * time.Minute)
+		if late := w.agent.Hanging(); len(late) != 0 || len(w.sandboxes()) != 3 {
+			t.Errorf("hanging: %v, sandboxes: %d", late, len(w.sandboxes()))
+		}
+		w.agent.mu.Lock()
+		defer w.agent.mu.Unlock()
+		if !w.agent.listed || w.agent.apart {
+			t.Error("they are not listed again")
+		}
 	})
+}
+
+// newestContainer of a sandbox that has only one that runs.
+func newestContainer(s runtime.Sandbox) string {
+	return s.Containers[slices.IndexFunc(s.Containers, func(c runtime.Container) bool { return c.State == runtime.Running })].ID
 }
 
 // userless does not say as whom a container runs, at first.

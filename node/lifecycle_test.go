@@ -11,6 +11,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/rundigitalplatform/rookery/runtime"
 	"github.com/rundigitalplatform/rookery/runtime/memory"
 )
 
@@ -158,6 +159,41 @@ func TestRestartedDaemonAdopts(t *testing.T) {
 		}
 		if strings.Contains(w.notes(), "start") {
 			t.Errorf("the new daemon started: %s", w.notes())
+		}
+	})
+}
+
+// lateStart is an engine that starts a container which a daemon asked for that was killed
+// meanwhile, after the next one has seen it as created only.
+type lateStart struct {
+	runtime.Runtime
+	done bool
+}
+
+func (l *lateStart) CreateContainer(ctx context.Context, sandbox string, spec runtime.ContainerSpec) (string, error) {
+	if !l.done {
+		l.done = true
+		id, err := l.Runtime.CreateContainer(ctx, sandbox, spec)
+		if err == nil {
+			err = l.Runtime.StartContainer(ctx, id)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return l.Runtime.CreateContainer(ctx, sandbox, spec)
+}
+
+func TestStartThatCameLate(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.stop()
+		w.wrap = func(rt runtime.Runtime) runtime.Runtime { return &lateStart{Runtime: rt} }
+		w.start()
+		w.create(plainPod)
+		w.sleep(5 * time.Second)
+		w.expect("a", "Running ready=True web:running")
+		if notes := w.notes(); strings.Count(notes, "start web") != 1 {
+			t.Errorf("it was started more than once: %s", notes)
 		}
 	})
 }

@@ -49,7 +49,7 @@ func (r *registrar) status(node *v1.Node, now time.Time) {
 		setNodeCondition(s, now, v1.NodeReady, false, "", "KubeletNotReady", "", "node is shutting down")
 	case engine != nil:
 		setNodeCondition(s, now, v1.NodeReady, false, "", "ContainerEngineUnavailable", "",
-			fmt.Sprintf("Podman does not answer: %v. Start it with `systemctl start podman.socket`; containers that run go on", engine))
+			fmt.Sprintf("Podman does not answer: %v. Containers that run go on", engine)) // the error has the cure
 	case !asked:
 		setNodeCondition(s, now, v1.NodeReady, false, "", "KubeletNotReady", "", "the container engine was not asked yet")
 	default:

@@ -265,14 +265,14 @@ func TestOnPodman(t *testing.T) {
 
 	stop()
 	stop = start()
-	eventually(t, 10*time.Second, "adopted", func() bool { return agent.worker(pod.UID) != nil && agent.isListed() })
+	eventually(t, 2*time.Minute, "adopted", func() bool { return agent.worker(pod.UID) != nil && agent.isListed() })
 	time.Sleep(500 * time.Millisecond)
 	if have := get(); summary(have) != running || have.Status.ContainerStatuses[0].ContainerID != id {
 		t.Errorf("after a restart of the daemon: %s %s", summary(have), have.Status.ContainerStatuses[0].ContainerID)
 	}
 
 	// A container that dies is restarted.
-	list, err := rt.List(ctx)
+	list, err := rt.List(ctx, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +283,7 @@ func TestOnPodman(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, 15*time.Second, "restarted", func() bool { return summary(get()) == running+"*1" })
+	eventually(t, 2*time.Minute, "restarted", func() bool { return summary(get()) == running+"*1" })
 	if last := get().Status.ContainerStatuses[0].LastTerminationState.Terminated; last == nil || last.ExitCode != 137 {
 		t.Errorf("last state: %+v", last)
 	}
@@ -296,12 +296,12 @@ func TestOnPodman(t *testing.T) {
 		t.Fatal(err)
 	}
 	began = time.Now()
-	eventually(t, 15*time.Second, "gone", func() bool {
+	eventually(t, 2*time.Minute, "gone", func() bool {
 		_, err := pods.Get(ctx, "a", metav1.GetOptions{})
 		return err != nil
 	})
 	t.Logf("gone after %s", time.Since(began))
-	if list, err := rt.List(ctx); err != nil || len(list) != 0 {
+	if list, err := rt.List(ctx, nil); err != nil || len(list) != 0 {
 		t.Errorf("left: %+v %v", list, err)
 	}
 	if left, err := agent.volumes.Pods(); err != nil || len(left) != 0 {

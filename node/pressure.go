@@ -45,8 +45,8 @@ type pressure struct {
 	thresholds []eviction.Threshold
 	wake       chan struct{}
 	// Of the goroutine of run alone.
-	state   eviction.State
-	starved map[v1.ResourceName]bool // what an event was sent about
+	state             eviction.State
+	starved, helpless map[v1.ResourceName]bool // what an event was sent about since pressure began
 
 	mu         sync.Mutex
 	conditions []v1.NodeConditionType
@@ -54,7 +54,7 @@ type pressure struct {
 }
 
 func newPressure(a *Agent, thresholds []eviction.Threshold) *pressure {
-	return &pressure{a: a, thresholds: thresholds, wake: make(chan struct{}, 1), starved: map[v1.ResourceName]bool{}}
+	return &pressure{a: a, thresholds: thresholds, wake: make(chan struct{}, 1), starved: map[v1.ResourceName]bool{}, helpless: map[v1.ResourceName]bool{}}
 }
 
 // Conditions that the Node has.
@@ -122,6 +122,7 @@ func (p *pressure) relieve(ctx context.Context) *worker {
 	}
 	if len(verdict.Starved) == 0 {
 		clear(p.starved)
+		clear(p.helpless)
 		return nil
 	}
 	if !p.a.isListed() {
@@ -189,8 +190,24 @@ func (p *pressure) evict(ctx context.Context, t eviction.Threshold, starved []ev
 			return w
 		}
 	}
-	p.a.log.Warn("no pod can be evicted", "short", t.Resource())
+	if short := t.Resource(); !p.helpless[short] {
+		p.helpless[short] = true
+		p.a.log.Warn("no pod can be evicted", "short", short)
+		p.a.events.Eventf(p.a.nodeRef(), v1.EventTypeWarning, "EvictionNotPossible",
+			"The peer is low on %s and has no pod that may be evicted: %s", short, relief(short))
+	}
 	return nil
+}
+
+// relief is what a person can do about it.
+func relief(short v1.ResourceName) string {
+	switch short {
+	case v1.ResourceMemory:
+		return "see with `ps aux --sort=-rss | head` what beside pods uses it, end that, or add memory"
+	case v1.ResourceEphemeralStorage:
+		return "see with `df -h`, `df -i` and `du -xh --max-depth=2 /` what beside pods fills the disk, and remove it"
+	}
+	return "see with `ps -eLf` what beside pods has so many processes and threads, and end it, or raise the sysctl kernel.pid_max"
 }
 
 func (p *pressure) observe() eviction.Observations {

@@ -144,7 +144,11 @@ func TestMemoryPressure(t *testing.T) {
 			t.Errorf("after the transition period: %s", have)
 		}
 		events := w.told()
+		if n := strings.Count(events, "EvictionNotPossible"); n != 1 {
+			t.Errorf("%d events say that no pod can be evicted", n)
+		}
 		for _, want := range []string{
+			"Node/p1 Warning EvictionNotPossible: The peer is low on memory and has no pod that may be evicted: see with `ps",
 			"Node/p1 Warning EvictionThresholdMet: Attempting to reclaim memory", "Pod/greedy Warning Evicted: The node was low on resource: memory.",
 			"Pod/late Warning Evicted: The node had condition: [MemoryPressure]. ",
 		} {

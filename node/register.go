@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -37,6 +38,7 @@ type registrar struct {
 	info     runtime.Info
 	images   func() []runtime.Image // that are here, the largest first; set before run
 	asked    bool                   // the engine answered or failed once
+	again    time.Time              // when it is asked again what it is; zero: not
 	stopping bool                   // the machine is about to stop
 	total    v1.ResourceList
 
@@ -101,16 +103,27 @@ func (r *registrar) run(ctx context.Context, engine runtime.Runtime) {
 	}
 }
 
-// ask asks the engine what it is.
+// askAgain is when what one container that hangs may hold up is asked again of the engine: each
+// try leaves it with a thread that waits.
+const askAgain = 5 * time.Minute
+
+// ask asks the engine what it is. A single container that hangs may keep it from saying so.
 func (r *registrar) ask(ctx context.Context, engine runtime.Runtime) {
-	call, cancel := context.WithTimeout(ctx, 30*time.Second)
+	call, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
 	info, err := engine.Info(call)
-	r.mu.Lock()
-	r.asked, r.engine = true, err
-	if err == nil {
+	again := time.Time{}
+	if errors.Is(err, context.DeadlineExceeded) {
+		if err = ping(ctx, engine); err == nil {
+			again = time.Now().Add(askAgain)
+		}
+	} else if err == nil {
+		r.mu.Lock()
 		r.info = info
+		r.mu.Unlock()
 	}
+	r.mu.Lock()
+	r.asked, r.engine, r.again = true, err, again
 	r.mu.Unlock()
 }
 
@@ -118,7 +131,7 @@ func (r *registrar) ask(ctx context.Context, engine runtime.Runtime) {
 func (r *registrar) unasked() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.asked
+	return !r.asked || !r.again.IsZero() && time.Now().After(r.again)
 }
 
 func (r *registrar) changed(obj any) {

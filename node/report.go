@@ -25,7 +25,7 @@ func (w *worker) report(now time.Time, done bool) v1.PodStatus {
 		SandboxReady: w.sandbox != nil && w.sandbox.Running && len(w.podIPs) > 0,
 		Initialized:  w.initialized(),
 		Terminating:  !w.halt.Since.IsZero(),
-		Ended:        done,
+		Ended:        done && !w.halt.Resumes,
 		Failed:       w.failed, Message: w.message, Disruption: w.disruption,
 		RecursiveReadOnly: w.a.recursiveReadOnly,
 		Sized:             w.bounds != nil && *w.bounds == spec.PodResources(w.pod),
@@ -75,7 +75,7 @@ func (w *worker) reportContainer(c *v1.Container, now time.Time) status.Containe
 		k.Started = false // postStart still runs
 	}
 	restarts := k.Ended != nil && w.halt.Since.IsZero() && plan.Restarts(w.pod, c, k.Ended)
-	if at := m.Due(k.Ended); restarts && task == nil && now.Before(at) && m.Backoff > 0 {
+	if at := m.Due(k.Ended, now); restarts && task == nil && now.Before(at) && m.Backoff > 0 {
 		k.Waiting = w.crashLoop(c, m)
 	}
 	if !w.halt.Since.IsZero() && k.Ended != nil {

@@ -43,8 +43,7 @@ func (w *worker) start(ctx context.Context, action plan.Action) bool {
 	}
 	known := true
 	if fault == nil {
-		fault = w.createAndStart(ctx, pod, sandbox, c, image, mounted, action.Attempt)
-		known = fault == nil
+		known, fault = w.createAndStart(ctx, pod, sandbox, c, image, mounted, action.Attempt)
 	}
 	if fault == nil || ctx.Err() != nil {
 		return known
@@ -59,31 +58,38 @@ func (w *worker) start(ctx context.Context, action plan.Action) bool {
 	return known
 }
 
-func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runtime.Sandbox, c *v1.Container, image runtime.Image, mounted map[string]string, attempt int) *waiting {
+// createAndStart says whether what became of the container is known.
+func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runtime.Sandbox, c *v1.Container, image runtime.Image, mounted map[string]string, attempt int) (known bool, fault *waiting) {
 	rt := w.a.cfg.Runtime
 	created, err := w.translate(ctx, pod, c, image, mounted, attempt)
 	if err != nil {
 		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
-		return &waiting{"CreateContainerConfigError", err.Error(), retryConfig}
+		return false, &waiting{"CreateContainerConfigError", err.Error(), retryConfig}
 	}
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	id, err := rt.CreateContainer(call, sandbox.ID, created)
 	if errors.Is(err, runtime.ErrExists) {
 		// Left by a try that was cut short between creating and starting.
-		if err = w.removeLeftover(call, sandbox.ID, created.Name); err == nil {
+		var ran bool
+		ran, err = w.removeLeftover(call, sandbox.ID, created.Name)
+		if ran { // the engine had started it after all: it is adopted, not started twice
+			w.mu.Lock()
+			w.began(sandbox, c.Name, attempt, &created.Resources)
+			w.mu.Unlock()
+			return false, nil
+		}
+		if err == nil {
 			id, err = rt.CreateContainer(call, sandbox.ID, created)
 		}
 	}
 	if err != nil {
 		w.a.images.Forget(c.Image) // it may be the reason
 		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
-		return &waiting{"CreateContainerError", err.Error(), retryConfig}
+		return false, &waiting{"CreateContainerError", err.Error(), retryConfig}
 	}
 	w.mu.Lock()
-	m := w.memory[c.Name]
-	m.Restarted(attempt, w.endOf(sandbox, c.Name))
-	m.Resources = &created.Resources
+	m := w.began(sandbox, c.Name, attempt, &created.Resources)
 	w.mine[id] = true
 	w.did(func(s *runtime.Sandbox) {
 		s.Containers = append(s.Containers, runtime.Container{
@@ -97,7 +103,14 @@ func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runti
 
 	began := time.Now()
 	if err := rt.StartContainer(call, id); err != nil && ctx.Err() != nil {
-		return &waiting{"RunContainerError", err.Error(), 0} // the pod has to end, or the daemon: nothing failed
+		return false, &waiting{plan.StartFailed, err.Error(), 0} // the pod has to end, or the daemon: nothing failed
+	} else if errors.Is(err, context.DeadlineExceeded) {
+		// It may start yet: the engine will tell, and until then this attempt has not ended.
+		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
+		w.mu.Lock()
+		w.noteLate(err)
+		w.mu.Unlock()
+		return false, &waiting{plan.StartFailed, err.Error(), retryEngine}
 	} else if err != nil {
 		w.containerEvent(c.Name, v1.EventTypeWarning, "Failed", "Error: %v", err)
 		w.mu.Lock()
@@ -106,7 +119,7 @@ func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runti
 			ExitCode: 128, Reason: "StartError", Message: err.Error(), FinishedAt: now, ContainerID: "podman://" + id,
 		}
 		w.mu.Unlock()
-		return &waiting{"RunContainerError", err.Error(), 0}
+		return false, &waiting{plan.StartFailed, err.Error(), 0}
 	}
 	w.mu.Lock()
 	w.didStart(id, began)
@@ -116,7 +129,15 @@ func (w *worker) createAndStart(ctx context.Context, pod *v1.Pod, sandbox *runti
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
 		w.postStart(ctx, pod, c, id)
 	}
-	return nil
+	return true, nil
+}
+
+// began notes a new attempt, which there is now. Called with mu.
+func (w *worker) began(sandbox *runtime.Sandbox, name string, attempt int, with *runtime.Resources) *plan.Memory {
+	m := w.memory[name]
+	m.Restarted(attempt, w.endOf(sandbox, name))
+	m.Resources = with
+	return m
 }
 
 // endOf is how the attempt ended that is about to be replaced; nil: there was none.
@@ -184,17 +205,22 @@ func (w *worker) target(pod *v1.Pod, c *v1.Container) (string, error) {
 	return actual.ID, nil
 }
 
-func (w *worker) removeLeftover(ctx context.Context, sandboxID, name string) error {
+// removeLeftover removes a container that was created and never started. ran: it was.
+func (w *worker) removeLeftover(ctx context.Context, sandboxID, name string) (ran bool, err error) {
 	s, err := w.a.cfg.Runtime.Inspect(ctx, sandboxID)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, c := range s.Containers {
-		if c.Name == name {
-			return w.a.cfg.Runtime.RemoveContainer(ctx, c.ID)
+		if c.Name != name {
+			continue
 		}
+		if c.State != runtime.Created || !c.Started.IsZero() {
+			return true, nil
+		}
+		return false, w.a.cfg.Runtime.RemoveContainer(ctx, c.ID)
 	}
-	return nil
+	return false, nil
 }
 
 // prune keeps the present attempt and the one before it, for `logs --previous`.

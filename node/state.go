@@ -66,7 +66,8 @@ func readState(path string) (state, []byte, error) {
 }
 
 // save writes the memory if it changed. Only the step calls it, and it holds no lock meanwhile.
-func (w *worker) save() {
+// False: it is not on disk, which is logged.
+func (w *worker) save() bool {
 	w.mu.Lock()
 	data, err := json.Marshal(state{Sandbox: w.attempt, Bounds: w.bounds, Containers: w.memory, Admitted: w.admitted, Devices: w.devices, Active: w.wasActive})
 	skip := bytes.Equal(data, w.saved) || w.halt.Remove || w.halt.Discard // its directory is about to go
@@ -84,4 +85,5 @@ func (w *worker) save() {
 	if err != nil {
 		w.a.log.Warn("write pod state", "pod", w.name(), "error", err)
 	}
+	return err == nil
 }

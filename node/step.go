@@ -26,7 +26,7 @@ func (w *worker) step() {
 		return
 	}
 	w.readMessages()
-	askAgain := w.readUsers()
+	readAgain := w.readUsers()
 	w.mu.Lock()
 	if w.closed || !w.known || w.dirty {
 		// Not known: the first list of the engine kicks again. Dirty: news came meanwhile.
@@ -65,19 +65,25 @@ func (w *worker) step() {
 		result.Wake = sooner(result.Wake, w.deadline())
 	}
 	result.Wake = sooner(result.Wake, w.refreshFiles(now))
-	if askAgain {
+	if readAgain {
 		result.Wake = sooner(result.Wake, now.Add(retryEngine))
 	}
 	w.wakeAt(result.Wake)
 	st := w.report(now, result.Done)
-	if result.Done {
+	if result.Done && !w.halt.Resumes {
 		w.a.ledger.release(w.uid)
 	}
 	pod, gone := w.pod, w.gone
 	remove := result.Done && w.halt.Remove
 	w.mu.Unlock()
 
-	w.save()
+	saved := w.save()
+	w.mu.Lock()
+	w.over = result.Done && saved
+	if result.Done && !saved {
+		w.wakeAt(now.Add(retryEngine)) // to save it again
+	}
+	w.mu.Unlock()
 	switch {
 	case remove && gone:
 		w.a.drop(w)
@@ -125,7 +131,7 @@ func (w *worker) decideHalt(now time.Time) {
 			w.halt.Since = now
 			w.halt.Grace = grace
 		}
-		w.halt.Remove = true
+		w.halt.Remove, w.halt.Resumes = true, false
 		w.halt.Grace = min(w.halt.Grace, grace)
 	case !w.halt.Since.IsZero():
 	case pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded:
@@ -133,7 +139,7 @@ func (w *worker) decideHalt(now time.Time) {
 	case givenUp(pod.Status.Reason): // by a daemon that did not live to see the end of it
 		w.giveUp(pod.Status.Reason, pod.Status.Message, hardGrace, nil)
 	case w.sandbox == nil && w.a.node.isStopping():
-		w.refuseNew(now)
+		w.halt = plan.Halt{Since: now, Resumes: true}
 	default:
 		if deadline := w.deadline(); !deadline.IsZero() && !now.Before(deadline) {
 			w.failed, w.message = "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
@@ -176,8 +182,12 @@ func (w *worker) tellOnce(key, kind, reason, format string, args ...any) {
 }
 
 // terminated translates a container that has exited. Called with mu.
-func (w *worker) terminated(_ string, c *runtime.Container) *v1.ContainerStateTerminated {
-	return status.Terminated(c, w.messages[c.ID])
+func (w *worker) terminated(name string, c *runtime.Container) *v1.ContainerStateTerminated {
+	end := status.Terminated(c, w.messages[c.ID])
+	if _, attempt, ok := spec.ContainerIdentity(*c); ok && w.memory[name] != nil && w.memory[name].Attempt == attempt {
+		return w.memory[name].Outcome(end)
+	}
+	return end
 }
 
 func podGrace(pod *v1.Pod) time.Duration {

@@ -53,9 +53,12 @@ func (a *Agent) mend(ctx context.Context) error {
 	if errors.Is(err, runtime.ErrUnavailable) || ctx.Err() != nil {
 		return err
 	}
+	if errors.Is(err, context.DeadlineExceeded) && a.ping(ctx) != nil {
+		return err
+	}
 	if err != nil {
 		a.log.Error("mend the engine's storage", "error", err)
-		a.events.Eventf(a.nodeRef(), v1.EventTypeWarning, "StorageNotMended", "The container engine's storage could not be mended: %v", err)
+		a.events.Eventf(a.nodeRef(), v1.EventTypeWarning, "StorageNotMended", "The container engine's storage could not be mended: %v; the next start of rookery looks again", err)
 	}
 	a.mended = true
 	a.spawn(func() {

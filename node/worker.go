@@ -36,9 +36,11 @@ type worker struct {
 	gone bool    // it is not in the API any more
 
 	sandbox     *runtime.Sandbox
-	known       bool // the engine was asked for the sandbox since the daemon began
-	dirty       bool // sandbox may be out of date
-	dirtySeq    int  // counts changes, to see one that came while the engine was asked
+	known       bool  // the engine was asked for the sandbox since the daemon began
+	alone       bool  // it is asked for this one only, if it is not known
+	late        error // how the engine took too long when it was last asked about the sandbox; nil: it did not
+	dirty       bool  // sandbox may be out of date
+	dirtySeq    int   // counts changes, to see one that came while the engine was asked
 	busy        map[string]*task
 	memory      map[string]*plan.Memory
 	activeSince time.Time          // since when the pod is, by a clock that is not set
@@ -55,6 +57,7 @@ type worker struct {
 	failures    int       // of such actions in a row
 	torn        int       // 1: stopped, 2: removed
 	halt        plan.Halt
+	over        bool   // it has ended, and what the next daemon has to know is on disk
 	failed      string // reason why the pod as a whole was given up
 	message     string
 	disruption  *v1.PodCondition    // that says so, if it was evicted
@@ -91,6 +94,7 @@ func newWorker(a *Agent, ctx context.Context, pod *v1.Pod) *worker {
 		a: a, uid: pod.UID, ctx: ctx, end: end, pod: pod,
 		// A pod that comes while the agent already knows what runs has no sandbox yet.
 		known:     a.listed,
+		alone:     a.apart,
 		busy:      map[string]*task{},
 		memory:    map[string]*plan.Memory{},
 		probes:    map[string]*watched{},
@@ -256,8 +260,8 @@ func (w *worker) markDirty() {
 	w.dirtySeq++
 }
 
-// listed takes in what a list of all sandboxes, begun at that time, said of this pod.
-func (w *worker) listed(s *runtime.Sandbox, _ time.Time) {
+// listed takes in what a list of sandboxes said of this pod.
+func (w *worker) listed(s *runtime.Sandbox) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.known {
@@ -272,6 +276,61 @@ func (w *worker) listed(s *runtime.Sandbox, _ time.Time) {
 	// A list is not in order with the events; it can only be a reason to look.
 	if !sameSandbox(w.sandbox, s) && len(w.busy) == 0 {
 		w.markDirty()
+	}
+}
+
+// lookAlone has the next step ask the engine for this pod's sandbox, unless a task does; only
+// if it is not known yet, or again.
+func (w *worker) lookAlone(again bool) {
+	w.mu.Lock()
+	w.alone = true
+	if again && w.known && len(w.busy) == 0 {
+		w.markDirty()
+	}
+	kick := again || !w.known
+	w.mu.Unlock()
+	if kick {
+		w.kick()
+	} else {
+		w.kickIfNew()
+	}
+}
+
+// find asks the engine for the sandbox that a former daemon left, if any. False: it did
+// not answer.
+func (w *worker) find() bool {
+	ctx, cancel := context.WithTimeout(w.ctx, callTimeout)
+	defer cancel()
+	list, err := w.a.cfg.Runtime.List(ctx, map[string]string{spec.LabelPodUID: string(w.uid)})
+	w.tellLate(err)
+	if err != nil {
+		return false
+	}
+	newest, _ := newestOf(list)
+	w.listed(newest[w.uid])
+	return true
+}
+
+// tellLate notes and tells that the engine did not say how the sandbox is, or that it did.
+func (w *worker) tellLate(err error) {
+	if w.ctx.Err() != nil {
+		return
+	}
+	w.mu.Lock()
+	w.noteLate(err)
+	w.mu.Unlock()
+	if err != nil && !errors.Is(err, runtime.ErrNotFound) && !errors.Is(err, runtime.ErrUnavailable) { // that is told once, for all pods
+		w.a.log.Warn("inspect sandbox", "pod", w.name(), "error", err)
+		w.event(v1.EventTypeWarning, "FailedSync", "error determining status: %v", err)
+	}
+}
+
+// noteLate is called with mu.
+func (w *worker) noteLate(err error) {
+	w.late = nil
+	if errors.Is(err, context.DeadlineExceeded) {
+		w.late = err
+		w.a.forgetLate() // it is this pod that holds up a list of all
 	}
 }
 
@@ -386,10 +445,18 @@ func (w *worker) launch(key string, t task, f func(ctx context.Context) (known b
 // look asks the engine for the sandbox until what it said is not older than the
 // last news of it. False: the engine did not answer; try later.
 func (w *worker) look() bool {
+	w.mu.Lock()
+	find := w.alone && !w.known
+	w.mu.Unlock()
+	if find && !w.find() {
+		return false
+	}
 	for {
 		w.mu.Lock()
-		if !w.dirty || w.sandbox == nil {
-			w.dirty = false
+		// What is seen of a sandbox that is being removed are containers that seem lost.
+		removing := w.busy[""] != nil && w.busy[""].Kind == plan.RemoveSandbox
+		if !w.dirty || w.sandbox == nil || removing {
+			w.dirty, w.late = false, nil
 			w.mu.Unlock()
 			return true
 		}
@@ -399,6 +466,7 @@ func (w *worker) look() bool {
 		ctx, cancel := context.WithTimeout(w.ctx, callTimeout)
 		s, err := w.a.cfg.Runtime.Inspect(ctx, id)
 		cancel()
+		w.tellLate(err)
 		w.mu.Lock()
 		switch {
 		case errors.Is(err, runtime.ErrNotFound):
@@ -407,10 +475,6 @@ func (w *worker) look() bool {
 			}
 		case err != nil:
 			w.mu.Unlock()
-			if w.ctx.Err() == nil && !errors.Is(err, runtime.ErrUnavailable) { // that is told once, for all pods
-				w.a.log.Warn("inspect sandbox", "pod", w.name(), "error", err)
-				w.event(v1.EventTypeWarning, "FailedSync", "error determining status: %v", err)
-			}
 			return false
 		case w.sandbox != nil && w.sandbox.ID == id:
 			w.sandbox = &s

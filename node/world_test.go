@@ -333,7 +333,7 @@ func (w *world) gone(name string) bool {
 
 func (w *world) sandboxes() []runtime.Sandbox {
 	w.t.Helper()
-	list, err := w.machine.Runtime("test").List(context.Background())
+	list, err := w.machine.Runtime("test").List(context.Background(), nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -38,8 +38,9 @@ var (
 type Runtime interface {
 	// Info tells what engine this is.
 	Info(ctx context.Context) (Info, error)
-	// Ping is nil if the engine answers. It costs next to nothing on both sides, so
-	// that it may be asked every few seconds.
+	// Ping is nil if the engine answers what every other question needs of it; a container
+	// that hangs does not hold it up. It costs next to nothing on both sides, so that it may
+	// be asked every few seconds.
 	Ping(ctx context.Context) error
 
 	// RunSandbox creates a sandbox and starts its infra container, which holds
@@ -68,9 +69,10 @@ type Runtime interface {
 	// RemoveContainer removes a container, killing it if it runs. Idempotent.
 	RemoveContainer(ctx context.Context, id string) error
 
-	// List returns every sandbox that this runtime's owner created (see
-	// Label), with all its containers, in any order.
-	List(ctx context.Context) ([]Sandbox, error)
+	// List returns the sandboxes that this runtime's owner created (see LabelOwner) and that
+	// have all of these labels, nil: every one, with all their containers, in any order. One
+	// that hangs may hold up a list that it belongs to, and no other.
+	List(ctx context.Context, labels map[string]string) ([]Sandbox, error)
 	// Inspect returns one sandbox with its containers.
 	Inspect(ctx context.Context, id string) (Sandbox, error)
 	// Events calls f, one call at a time, for each change of a sandbox or container
@@ -97,6 +99,9 @@ type Runtime interface {
 	// more after the call has returned.
 	Exec(ctx context.Context, containerID string, opts ExecOptions) (exitCode int, err error)
 	// Attach connects streams to the container's main process until it ends or ctx does; neither is an error.
+	// With ContainerSpec.StdinOnce the process's input ends with Stdin or ctx, whichever is first.
+	// Without it the input goes on, for whoever attaches next, and Attach ends with Stdin. With
+	// TTY neither is so.
 	Attach(ctx context.Context, containerID string, streams Streams) error
 	// Logs writes what the container printed. With Follow it goes on until the container ends or ctx does.
 	Logs(ctx context.Context, containerID string, opts LogOptions, stdout, stderr io.Writer) error

@@ -169,6 +169,20 @@ func (b *book) allowed(ref, id string, logins []credentialprovider.TrackedAuthCo
 	return false
 }
 
+// believe takes times that lie in the future for now: they were told by a clock that has
+// been set back since, and their images would be young for as long as it was wrong. Times
+// too far in the past do no harm, as nothing is too old in a daemon that is not as old itself.
+func (b *book) believe(now time.Time) {
+	for _, e := range b.Images {
+		if e.Pulled.After(now) {
+			e.Pulled = now
+		}
+		if e.Used.After(now) {
+			e.Used = now
+		}
+	}
+}
+
 func (b *book) use(id string, at time.Time) {
 	if e := b.Images[id]; e != nil {
 		e.Used = at

@@ -112,6 +112,47 @@ func TestMaxAge(t *testing.T) {
 	})
 }
 
+// Images that were pulled while the clock was wrong are as old as this daemon: neither
+// young for a year, because it was ahead, nor too old, because it began in 1970.
+func TestClockWasWrong(t *testing.T) {
+	for _, by := range []time.Duration{365 * 24 * time.Hour, -30 * 365 * 24 * time.Hour} {
+		bubble(t, func(t *testing.T, file string) {
+			d := newDesk(t, file, Policy{MaxAge: 24 * time.Hour})
+			d.get("a", "b")
+			b, err := readBook(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range b.Images {
+				e.Pulled, e.Used = e.Pulled.Add(by), e.Used.Add(by)
+			}
+			d.book = b
+			d.save()
+			d.restart()
+			run, stop := context.WithCancel(t.Context())
+			defer func() { stop(); synctest.Wait() }()
+			go d.Run(run)
+			time.Sleep(20 * time.Hour)
+			if _, err := d.Lookup(t.Context(), "reg.test/b:1"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(4*time.Hour - time.Minute)
+			if got := d.here(); got != "ab" {
+				t.Errorf("by %s: here is %s", by, got)
+			}
+			time.Sleep(10 * time.Minute)
+			if got := d.here(); got != "b" {
+				t.Errorf("by %s: here is %s", by, got)
+			}
+			d.get("c", "d", "e", "f", "g", "h", "i", "a") // 90 %
+			time.Sleep(10 * time.Minute)
+			if got := d.here(); got != "acdefghi" {
+				t.Errorf("by %s: here is %s", by, got)
+			}
+		})
+	}
+}
+
 func TestPins(t *testing.T) {
 	image := runtime.Image{Names: []string{"docker.io/library/busybox:1"}, Digests: []string{"docker.io/library/busybox@sha256:00"}}
 	for pattern, want := range map[string]bool{

@@ -246,6 +246,7 @@ func (m *Manager) look(ctx context.Context) ([]runtime.Image, error) {
 	changed := !slices.EqualFunc(m.list, all, sameImage)
 	m.list = all
 	now := time.Now()
+	m.book.believe(now)
 	for i := range all {
 		if all[i].Containers > 0 || names(named, &all[i]) {
 			m.book.use(all[i].ID, now)

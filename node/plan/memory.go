@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -19,6 +20,9 @@ type Memory struct {
 	Last    *v1.ContainerStateTerminated `json:"last,omitempty"`  // how the one before it ended
 	Backoff time.Duration                `json:"backoff,omitempty"`
 	At      time.Time                    `json:"at,omitzero"` // the end that Backoff was raised for
+	// Interrupted says that the newest ran when the machine began to stop. How it ends then
+	// says nothing of its work, so it counts as what the loss of power would have made of it.
+	Interrupted bool `json:"interrupted,omitempty"`
 	// Resources are what the newest attempt runs with; nil: it has not started.
 	Resources *runtime.Resources        `json:"resources,omitempty"`
 	Resizing  string                    `json:"-"` // why they could not be changed to Wanted
@@ -39,12 +43,22 @@ const (
 	resetBackoff = 2 * maxBackoff
 )
 
-// due is when a container that ended at the given time may start again.
-func (m *Memory) due(ended time.Time) time.Time {
-	if m.Backoff == 0 || ended.Sub(m.At) > resetBackoff {
-		return ended
+// clockSlack is how far ahead of now an end may be by rounding.
+const clockSlack = 2 * time.Second
+
+// Due is when a container that ended so may start again; zero if it has not ended. An end
+// in the future was told by a clock that has been set back since: as its backoff would last
+// as long as the clock was wrong, there is none.
+func (m *Memory) Due(end *v1.ContainerStateTerminated, now time.Time) time.Time {
+	switch {
+	case end == nil:
+		return time.Time{}
+	case end.FinishedAt.After(now.Add(clockSlack)):
+		return now
+	case m.Backoff == 0 || end.FinishedAt.Sub(m.At) > resetBackoff:
+		return end.FinishedAt.Time
 	}
-	return ended.Add(m.Backoff)
+	return end.FinishedAt.Add(m.Backoff)
 }
 
 // Restarted notes that attempt is created in place of one that ended so; nil: the first.
@@ -56,7 +70,7 @@ func (m *Memory) Restarted(attempt int, before *v1.ContainerStateTerminated) {
 		}
 		m.Last = before
 	}
-	m.Attempt, m.Fresh, m.Ended = attempt, false, nil
+	m.Attempt, m.Fresh, m.Ended, m.Interrupted = attempt, false, nil, false
 	m.Waiting, m.Retry, m.Tries, m.Resizing, m.Wanted = nil, time.Time{}, 0, "", nil
 }
 
@@ -99,8 +113,12 @@ func attemptBelow(sandbox *runtime.Sandbox, name string, limit int) *runtime.Con
 	return out
 }
 
+// StartFailed is why a container waits whose start failed, as kubelet calls it. If it has
+// no Ended, the engine did not say in time whether it started.
+const StartFailed = "RunContainerError"
+
 // Observe brings the memory up to what the engine says: adopts containers that a
-// former daemon started, and notes those that went away behind our back.
+// former daemon started or that started late, and notes those that went away behind our back.
 // Terminated translates a container that has exited.
 func Observe(in Input, terminated func(name string, c *runtime.Container) *v1.ContainerStateTerminated) {
 	for name, m := range in.Memory {
@@ -116,18 +134,36 @@ func Observe(in Input, terminated func(name string, c *runtime.Container) *v1.Co
 		}
 		_, attempt, _ := spec.ContainerIdentity(*c)
 		if attempt > m.Attempt || m.Fresh && attempt == m.Attempt {
-			m.Attempt, m.Fresh, m.Ended = attempt, false, nil
+			m.Attempt, m.Fresh, m.Ended, m.Interrupted = attempt, false, nil, false
 			if p := Previous(in.Sandbox, name); p != nil && p.State == runtime.Exited {
 				m.Last = terminated(name, p)
 			}
 		}
+		switch {
+		case c.State == runtime.Running: // also after a start that seemed to have failed
+			m.Ended, m.Waiting, m.Interrupted = nil, nil, in.Halt.Resumes
+		case c.State == runtime.Exited && m.Ended == nil && m.Waiting != nil && m.Waiting.Reason == StartFailed:
+			m.Waiting, m.Retry = nil, time.Time{} // it was started late after all
+		}
 	}
+}
+
+// killed is how a container has exited that was ended with all force.
+const killed = 137
+
+// Outcome is how the newest attempt counts as ended that has ended so.
+func (m *Memory) Outcome(end *v1.ContainerStateTerminated) *v1.ContainerStateTerminated {
+	if m.Interrupted {
+		end.Message = fmt.Sprintf("The container was stopped because the machine stopped; it exited with %d", end.ExitCode)
+		end.ExitCode, end.Reason = killed, "Error"
+	}
+	return end
 }
 
 // gone is how kubelet reports a container that was removed by someone else.
 func gone(now time.Time) *v1.ContainerStateTerminated {
 	return &v1.ContainerStateTerminated{
-		ExitCode:   137,
+		ExitCode:   killed,
 		Reason:     "ContainerStatusUnknown",
 		Message:    "The container could not be located when the pod was looked at",
 		FinishedAt: metav1.NewTime(now),
@@ -159,12 +195,4 @@ func SandboxReplaced(pod *v1.Pod, memory map[string]*Memory, old *runtime.Sandbo
 			m.Ended, m.Fresh = nil, true
 		}
 	}
-}
-
-// Due is when a container that ended so may start again; zero if it has not ended.
-func (m *Memory) Due(end *v1.ContainerStateTerminated) time.Time {
-	if end == nil {
-		return time.Time{}
-	}
-	return m.due(end.FinishedAt.Time)
 }

@@ -30,7 +30,7 @@ func TestBackoff(t *testing.T) {
 	} {
 		now = now.Add(tt.runs)
 		end := &v1.ContainerStateTerminated{ExitCode: 1, FinishedAt: metav1.NewTime(now)}
-		due := m.Due(end)
+		due := m.Due(end, now)
 		if held := due.Sub(now); held != tt.held {
 			t.Errorf("crash %d: held back %s, want %s", i+1, held, tt.held)
 		}
@@ -63,6 +63,31 @@ func TestClockSetBackDuringBackoff(t *testing.T) {
 	}
 }
 
+// The same where the end of a container starts its whole pod over.
+func TestClockSetBackBeforeReset(t *testing.T) {
+	ended, always := time.Unix(100_000, 0), v1.ContainerRestartPolicyAlways
+	pod := &v1.Pod{Spec: v1.PodSpec{RestartPolicy: v1.RestartPolicyAlways, Containers: []v1.Container{{
+		Name: "web", RestartPolicy: &always,
+		RestartPolicyRules: []v1.ContainerRestartRule{{
+			Action:    v1.ContainerRestartRuleActionRestartAllContainers,
+			ExitCodes: &v1.ContainerRestartRuleOnExitCodes{Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{1}},
+		}},
+	}}}}
+	in := Input{
+		Pod: pod, VolumesReady: true, Attached: true, Sandbox: &runtime.Sandbox{Running: true},
+		Memory: map[string]*Memory{"web": {Attempt: 3, Backoff: 40 * time.Second, At: ended.Add(-time.Minute), Ended: &v1.ContainerStateTerminated{ExitCode: 1, FinishedAt: metav1.NewTime(ended)}}},
+	}
+	for _, tt := range []struct {
+		now    time.Duration // after the end
+		resets bool
+	}{{30 * time.Second, false}, {40 * time.Second, true}, {10*time.Second - 2*time.Hour, true}} {
+		in.Now = ended.Add(tt.now)
+		if r := Next(in); (len(r.Actions) == 1 && r.Actions[0].Kind == RemoveSandbox) != tt.resets {
+			t.Errorf("%s after the end: %+v", tt.now, r)
+		}
+	}
+}
+
 // After a reboot Podman calls a container created that was started before: it has
 // ended, and a pod that is not restarted has failed.
 func TestRebootEndsWhatRan(t *testing.T) {
@@ -79,6 +104,33 @@ func TestRebootEndsWhatRan(t *testing.T) {
 	}
 	if memory["never"].Ended != nil || !memory["never"].Fresh {
 		t.Errorf("the one that was never started: %+v", memory["never"])
+	}
+}
+
+// A container that ran when the machine began to stop counts as killed, also where the
+// power went before more was noted; one that went on running counts as it ends.
+func TestInterrupted(t *testing.T) {
+	pod := &v1.Pod{Spec: v1.PodSpec{RestartPolicy: v1.RestartPolicyOnFailure, Containers: []v1.Container{{Name: "web"}}}}
+	c := runtime.Container{State: runtime.Running, Labels: map[string]string{spec.LabelContainer: "web", spec.LabelAttempt: "0", spec.LabelHash: spec.Hash(&pod.Spec.Containers[0])}}
+	now := time.Unix(100_000, 0)
+	for _, calledOff := range []bool{false, true} {
+		running := &runtime.Sandbox{Running: true, Containers: []runtime.Container{c}}
+		in := Input{Pod: pod, Now: now, Halt: Halt{Since: now, Resumes: true}, Sandbox: running, VolumesReady: true, Attached: true, Memory: map[string]*Memory{"web": {}}}
+		Observe(in, nil)
+		if r := Next(in); len(r.Actions) != 1 || r.Actions[0].Kind != Stop {
+			t.Fatalf("%+v", r)
+		}
+		in.Halt = Halt{}
+		if calledOff {
+			Observe(in, nil)
+		}
+		exited := c
+		exited.State, exited.Finished = runtime.Exited, now // with 0
+		in.Sandbox = &runtime.Sandbox{Running: true, Containers: []runtime.Container{exited}}
+		Observe(in, nil)
+		if r := Next(in); r.Finished != calledOff {
+			t.Errorf("called off %t: %+v", calledOff, r)
+		}
 	}
 }
 

@@ -49,6 +49,8 @@ type Halt struct {
 	Remove bool          // the pod is deleted; otherwise its containers stay to be looked at
 	// Discard says that they do not, for the machine needs what they take.
 	Discard bool
+	// Resumes says that the pod has not ended: the machine stops, and it runs again with it.
+	Resumes bool
 }
 
 // Health is what the probes say about a running container.

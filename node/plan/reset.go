@@ -39,7 +39,7 @@ func (s *step) reset() bool {
 	if c == nil || s.busy(c.Name) {
 		return false
 	}
-	if at := s.Memory[c.Name].Due(s.ended(c.Name)); s.Now.Before(at) {
+	if at := s.Memory[c.Name].Due(s.ended(c.Name), s.Now); s.Now.Before(at) {
 		s.wake(at)
 		return false // until then the others are looked after as ever
 	}

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -85,9 +86,6 @@ func (s *step) initialized() bool {
 	return false
 }
 
-// clockSlack is how far ahead of now an end may be by rounding.
-const clockSlack = 2 * time.Second
-
 // keep starts, restarts or replaces one container as needed.
 func (s *step) keep(c *v1.Container) {
 	if s.busy(c.Name) {
@@ -106,13 +104,9 @@ func (s *step) keep(c *v1.Container) {
 	if end != nil && !s.restarts(c, end) {
 		return
 	}
-	// An end in the future was told by a clock that has been set back since: its backoff
-	// would last as long as the clock was wrong.
-	if end != nil && !end.FinishedAt.After(s.Now.Add(clockSlack)) {
-		if at := m.due(end.FinishedAt.Time); s.Now.Before(at) {
-			s.wake(at)
-			return
-		}
+	if at := m.Due(end, s.Now); s.Now.Before(at) {
+		s.wake(at)
+		return
 	}
 	if s.Now.Before(m.Retry) {
 		s.wake(m.Retry)
@@ -178,7 +172,7 @@ func Ended(sandbox *runtime.Sandbox, name string, m *Memory) *v1.ContainerStateT
 		return m.Ended
 	}
 	if c := Newest(sandbox, name); c != nil && c.State == runtime.Exited {
-		return exited(c)
+		return m.Outcome(exited(c))
 	}
 	return nil
 }
@@ -202,6 +196,13 @@ func Restarts(pod *v1.Pod, c *v1.Container, end *v1.ContainerStateTerminated) bo
 		return end.ExitCode != 0 && pod.Spec.RestartPolicy != v1.RestartPolicyNever
 	}
 	return podutil.ContainerShouldRestart(*c, pod.Spec, end.ExitCode)
+}
+
+// Resumes says whether a pod runs again that is ended with all force, as by a loss of power.
+func Resumes(pod *v1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.Containers, func(c v1.Container) bool {
+		return podutil.ContainerShouldRestart(c, pod.Spec, killed)
+	})
 }
 
 func isInit(pod *v1.Pod, c *v1.Container) bool {

@@ -64,6 +64,18 @@ func TestProfiles(t *testing.T) {
 	}
 }
 
+// A hook that Kubernetes' API takes and that nobody runs.
+func TestTCPSocketHooks(t *testing.T) {
+	pod := podOf(t, `{containers: [{name: web, lifecycle: {preStop: {tcpSocket: {port: 80}}}}]}`)
+	if told := Ignored(pod, Host{}); len(told) != 1 || !strings.Contains(told[0], "container web: lifecycle.preStop.tcpSocket has no effect") || Refused(pod) != nil {
+		t.Errorf("told %q, refused %q", told, Refused(pod))
+	}
+	pod = podOf(t, `{initContainers: [{name: side, restartPolicy: Always, lifecycle: {postStart: {tcpSocket: {port: 80}}}}], containers: [{name: web}]}`)
+	if refused := Refused(pod); len(refused) != 1 || !strings.Contains(refused[0], "container side: lifecycle.postStart.tcpSocket is not supported") || Ignored(pod, Host{}) != nil {
+		t.Errorf("refused %q, told %q", refused, Ignored(pod, Host{}))
+	}
+}
+
 func TestStrictGroups(t *testing.T) {
 	for _, tt := range []struct{ security, image, want string }{
 		{`{}`, "", "0"},

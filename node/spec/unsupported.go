@@ -26,6 +26,9 @@ func Refused(pod *v1.Pod) []string {
 		if len(c.VolumeDevices) > 0 {
 			refuse("container %s: volumeDevices is not supported", c.Name)
 		}
+		if c.Lifecycle != nil && c.Lifecycle.PostStart != nil && c.Lifecycle.PostStart.TCPSocket != nil {
+			refuse("container %s: lifecycle.postStart.tcpSocket is not supported, nor is it by Kubernetes; use exec, httpGet or sleep", c.Name)
+		}
 	}
 	return out
 }
@@ -40,6 +43,9 @@ func Ignored(pod *v1.Pod, host Host) []string {
 		ignore("spec.securityContext.seLinuxOptions is not applied: this machine has no SELinux")
 	}
 	for _, c := range Containers(pod) {
+		if c.Lifecycle != nil && c.Lifecycle.PreStop != nil && c.Lifecycle.PreStop.TCPSocket != nil {
+			ignore("container %s: lifecycle.preStop.tcpSocket has no effect, nor has it with Kubernetes; use exec, httpGet or sleep", c.Name)
+		}
 		for _, p := range c.Ports {
 			if p.HostPort != 0 && !s.HostNetwork && p.HostIP != "" && !podsHave(host, p.HostIP) {
 				ignore("container %s: hostPort %d is not published on %s: pods have no address of that IP family", c.Name, p.HostPort, p.HostIP)

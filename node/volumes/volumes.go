@@ -73,7 +73,7 @@ func (m *Manager) Setup(ctx context.Context, pod *v1.Pod, info spec.PodInfo, src
 func (m *Manager) setup(ctx context.Context, pod *v1.Pod, v *v1.Volume, info spec.PodInfo, src spec.Sources) (time.Time, error) {
 	switch {
 	case v.EmptyDir != nil:
-		return time.Time{}, m.emptyDir(pod, v)
+		return time.Time{}, m.emptyDir(pod, v, info.Allocatable.Memory().Value())
 	case v.Image != nil:
 		return time.Time{}, nil // mounted by the engine, container by container
 	case v.HostPath != nil:

@@ -268,12 +268,22 @@ func (r *Runtime) Attach(ctx context.Context, id string, streams runtime.Streams
 	}
 	detach := c.out.attach(&streams)
 	defer detach()
+	var ended chan struct{} // the input, and the attach with it
 	if streams.Stdin != nil && c.spec.Stdin {
+		once := c.spec.StdinOnce && !c.spec.TTY
+		if once {
+			defer run.stdin.Close()
+		}
+		over := make(chan struct{})
+		if !once && !c.spec.TTY {
+			ended = over
+		}
 		go func() { // ends with the caller's reader or with the container's pipe
-			_, err := io.Copy(run.stdin, streams.Stdin)
-			if err == nil && c.spec.StdinOnce {
+			_, _ = io.Copy(run.stdin, streams.Stdin) // an error is the end of either
+			if once {
 				run.stdin.Close()
 			}
+			close(over)
 		}()
 	}
 	for {
@@ -281,6 +291,8 @@ func (r *Runtime) Attach(ctx context.Context, id string, streams runtime.Streams
 		case <-run.done:
 			return nil
 		case <-ctx.Done():
+			return nil
+		case <-ended:
 			return nil
 		case size, ok := <-streams.Resize:
 			if !ok {

@@ -75,11 +75,11 @@ func TestUnavailable(t *testing.T) {
 	if err := <-ended; !errors.Is(err, runtime.ErrUnavailable) {
 		t.Errorf("event stream ended with %v", err)
 	}
-	if _, err := rt.List(t.Context()); !errors.Is(err, runtime.ErrUnavailable) {
+	if _, err := rt.List(t.Context(), nil); !errors.Is(err, runtime.ErrUnavailable) {
 		t.Errorf("list: %v", err)
 	}
 	m.SetAvailable(true)
-	if _, err := rt.List(t.Context()); err != nil {
+	if _, err := rt.List(t.Context(), nil); err != nil {
 		t.Errorf("list: %v", err)
 	}
 }

@@ -143,19 +143,37 @@ func (m *Machine) killInfra(s *sandbox) {
 	}
 }
 
-// List implements runtime.Runtime.
-func (r *Runtime) List(ctx context.Context) ([]runtime.Sandbox, error) {
-	if err := r.m.enter(ctx); err != nil {
+// List implements runtime.Runtime. A sandbox that is stalled holds it up, as in Podman.
+func (r *Runtime) List(ctx context.Context, labels map[string]string) ([]runtime.Sandbox, error) {
+	r.m.mu.Lock()
+	var ids []string
+	for id, s := range r.m.sandboxes {
+		if s.owner == r.owner && s.has(labels) {
+			ids = append(ids, id)
+		}
+	}
+	r.m.mu.Unlock()
+	if err := r.m.enter(ctx, ids...); err != nil {
 		return nil, fmt.Errorf("list sandboxes: %w", err)
 	}
 	defer r.m.mu.Unlock()
 	var out []runtime.Sandbox
 	for _, s := range r.m.sandboxes {
-		if s.owner == r.owner {
+		if s.owner == r.owner && s.has(labels) {
 			out = append(out, s.snapshot())
 		}
 	}
 	return out, nil
+}
+
+// has is called with the lock.
+func (s *sandbox) has(labels map[string]string) bool {
+	for k, v := range labels {
+		if s.state.Labels[k] != v {
+			return false
+		}
+	}
+	return true
 }
 
 // Inspect implements runtime.Runtime.

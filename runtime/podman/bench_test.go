@@ -90,7 +90,7 @@ func benchPods(b *testing.B, r *Runtime, start func(context.Context, string) err
 	}
 	group.Wait()
 	b.StopTimer()
-	list, err := r.List(ctx)
+	list, err := r.List(ctx, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

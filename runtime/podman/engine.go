@@ -134,7 +134,7 @@ func (e *engine) late(ctx context.Context) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return ctx.Err()
 	}
-	return fmt.Errorf("podman did not answer in time at %s; is it hung? try `systemctl restart podman.service`: %w", e.socket, ctx.Err())
+	return fmt.Errorf("podman did not answer in time at %s; look for storage that hangs and processes that wait for it (`ps -eo state,pid,args | grep ^D`), else try `systemctl restart podman.service`: %w", e.socket, ctx.Err())
 }
 
 // do is call for calls without a result.

@@ -74,7 +74,7 @@ func (r *Runtime) events(ctx context.Context, ready func(), f func(runtime.Event
 		var e event
 		if err := dec.Decode(&e); err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				err = errors.New("podman closed the stream")
+				err = errors.New("podman closed the stream; start it again with `systemctl start podman.socket`")
 			}
 			return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 		}

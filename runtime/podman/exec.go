@@ -142,44 +142,6 @@ func (r *Runtime) killExec(ctx context.Context, session string) {
 	}
 }
 
-// Attach implements runtime.Runtime.
-func (r *Runtime) Attach(ctx context.Context, containerID string, streams runtime.Streams) error {
-	err := r.attach(ctx, containerID, streams)
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("attach to container %s: %w", containerID, err)
-	}
-	return nil
-}
-
-func (r *Runtime) attach(ctx context.Context, containerID string, streams runtime.Streams) error {
-	data, err := call(ctx, r.engine, func(ctx context.Context) (*define.InspectContainerData, error) {
-		return containers.Inspect(ctx, containerID, nil)
-	})
-	if err != nil {
-		return err
-	}
-	if data.State == nil || !data.State.Running {
-		return errors.New("it does not run")
-	}
-	streams.TTY = data.Config != nil && data.Config.Tty // what the stream looks like is the container's choice
-	query := map[string][]string{"stream": {"true"}, "stdout": {"true"}, "stderr": {"true"}}
-	if streams.Stdin != nil && data.Config != nil && data.Config.OpenStdin {
-		query["stdin"] = []string{"true"}
-	} else {
-		streams.Stdin = nil
-	}
-	s, err := r.engine.hijack(ctx, "/containers/"+containerID+"/attach", query, nil)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	stop := r.forwardSizes(ctx, streams.Resize, func(ctx context.Context, size runtime.Size) error {
-		return containers.ResizeContainerTTY(ctx, containerID, new(containers.ResizeTTYOptions).WithHeight(int(size.Height)).WithWidth(int(size.Width)))
-	})
-	defer stop()
-	return s.pump(ctx, streams)
-}
-
 // forwardSizes sets the terminal's size whenever the caller sends one, until the
 // returned function is called.
 func (r *Runtime) forwardSizes(ctx context.Context, sizes <-chan runtime.Size, set func(context.Context, runtime.Size) error) context.CancelFunc {

@@ -88,11 +88,14 @@ func (r *Runtime) names(ref string) []string {
 // PullImage implements runtime.Runtime. Podman obeys the machine's registries.conf:
 // mirrors, insecure and blocked registries.
 func (r *Runtime) PullImage(ctx context.Context, ref string, auth *runtime.RegistryAuth) (runtime.Image, error) {
-	if len(runtime.Names(ref)) == 0 {
+	names := runtime.Names(ref)
+	if len(names) == 0 {
 		return runtime.Image{}, errors.New("pull image: its name is empty")
 	}
-	if err := r.learn(ctx); err != nil {
-		return runtime.Image{}, fmt.Errorf("pull image %s: %w", ref, err)
+	if len(names) > 1 { // it is a short one
+		if err := r.learn(ctx); err != nil {
+			return runtime.Image{}, fmt.Errorf("pull image %s: %w", ref, err)
+		}
 	}
 	var errs []error
 	for _, name := range r.names(ref) {

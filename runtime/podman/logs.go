@@ -37,26 +37,13 @@ func (r *Runtime) logs(ctx context.Context, containerID string, opts runtime.Log
 	if err != nil {
 		return err
 	}
-	if data.HostConfig == nil || data.HostConfig.LogConfig == nil || data.HostConfig.LogConfig.Type != logDriver {
-		return fmt.Errorf("its log driver is not %s", logDriver)
-	}
-	reader := &logReader{path: data.HostConfig.LogConfig.Path, opts: opts, stdout: stdout, stderr: stderr}
-	defer reader.close()
-	follow := opts.Follow && data.State != nil && data.State.Running
-	if follow {
-		if reader.watch, err = watchLog(reader.path); err == nil {
-			defer reader.watch.close()
-		}
-	}
-	if err := reader.open(); err != nil {
+	opts.Follow = opts.Follow && data.State != nil && data.State.Running
+	reader, err := openLog(data, opts, stdout, stderr)
+	if err != nil {
 		return err
 	}
-	if opts.Tail != nil {
-		if err := reader.seekTail(*opts.Tail); err != nil {
-			return err
-		}
-	}
-	if !follow {
+	defer reader.end()
+	if !opts.Follow {
 		return reader.read(ctx)
 	}
 	return r.follow(ctx, containerID, reader)
@@ -118,6 +105,37 @@ type logReader struct {
 	file    *os.File // nil: not there yet
 	rest    []byte   // a line without its end
 	partial [2]bool  // stdout's and stderr's last line was a P
+}
+
+// openLog returns a reader that stands where opts say, and is told of changes with
+// Follow. The caller ends it.
+func openLog(data *define.InspectContainerData, opts runtime.LogOptions, stdout, stderr io.Writer) (*logReader, error) {
+	if data.HostConfig == nil || data.HostConfig.LogConfig == nil || data.HostConfig.LogConfig.Type != logDriver {
+		return nil, fmt.Errorf("its log driver is not %s", logDriver)
+	}
+	l := &logReader{path: data.HostConfig.LogConfig.Path, opts: opts, stdout: stdout, stderr: stderr}
+	if opts.Follow {
+		if watch, err := watchLog(l.path); err == nil {
+			l.watch = watch
+		}
+	}
+	err := l.open()
+	if err == nil && opts.Tail != nil {
+		err = l.seekTail(*opts.Tail)
+	}
+	if err != nil {
+		l.end()
+		return nil, err
+	}
+	return l, nil
+}
+
+// end closes what openLog opened.
+func (l *logReader) end() {
+	l.close()
+	if l.watch != nil {
+		l.watch.close()
+	}
 }
 
 func (l *logReader) open() error {

@@ -122,8 +122,14 @@ func (r *Runtime) Mend(ctx context.Context, thorough bool, ours func(name string
 	return all, errors.Join(errs...)
 }
 
+// infoTime bounds how long a container that hangs holds up those who only need to know
+// where Podman has its files.
+const infoTime = 20 * time.Second
+
 // stored is where Podman's storage is, and whether it has others.
 func (r *Runtime) stored(ctx context.Context) (dir string, opts store.Options, err error) {
+	ctx, cancel := context.WithTimeout(ctx, infoTime)
+	defer cancel()
 	report, err := call(ctx, r.engine, func(ctx context.Context) (*define.Info, error) { return system.Info(ctx, nil) })
 	if err != nil {
 		return "", opts, fmt.Errorf("ask podman where its storage is: %w", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,7 +66,7 @@ func TestPrepareClearsUp(t *testing.T) {
 	if err := r.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if list, err := r.List(t.Context()); err != nil || len(list) != 0 {
+	if list, err := r.List(t.Context(), nil); err != nil || len(list) != 0 {
 		t.Errorf("left behind: %v, %v", list, err)
 	}
 }
@@ -73,7 +74,7 @@ func TestPrepareClearsUp(t *testing.T) {
 func TestUnavailable(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "none.sock")
 	r := newRuntime(t, socket, "a")
-	_, err := r.List(t.Context())
+	_, err := r.List(t.Context(), nil)
 	if !errors.Is(err, runtime.ErrUnavailable) || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "systemctl enable --now podman.socket") {
 		t.Errorf("error is %v", err)
 	}
@@ -99,7 +100,7 @@ func TestHang(t *testing.T) {
 	for name, f := range map[string]func(context.Context) error{
 		"info": func(ctx context.Context) error { _, err := r.Info(ctx); return err },
 		"ping": r.Ping,
-		"list": func(ctx context.Context) error { _, err := r.List(ctx); return err },
+		"list": func(ctx context.Context) error { _, err := r.List(ctx, nil); return err },
 		"run": func(ctx context.Context) error {
 			_, err := r.RunSandbox(ctx, runtime.SandboxSpec{Name: "a"})
 			return err
@@ -124,6 +125,40 @@ func TestHang(t *testing.T) {
 				t.Errorf("returned after %s", took)
 			}
 		})
+	}
+}
+
+// An engine that greets and then answers nothing, as Podman does whose database is locked.
+func TestPingGetsMoreThanAGreeting(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "deaf.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan string, 1)
+	end := make(chan struct{})
+	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/_ping") {
+			w.Header().Set("Libpod-API-Version", "4.3.1")
+			return
+		}
+		select {
+		case asked <- r.URL.Path:
+		default:
+		}
+		<-end
+	})}
+	go srv.Serve(l)
+	t.Cleanup(func() { close(end); srv.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if err := newRuntime(t, socket, "a").Ping(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error is %v", err)
+	}
+	select {
+	case <-asked:
+	default:
+		t.Error("nothing but the greeting was asked for")
 	}
 }
 

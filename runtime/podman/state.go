@@ -49,9 +49,11 @@ func (r *Runtime) home(ctx context.Context, id string) (home, error) {
 }
 
 // List implements runtime.Runtime by two API calls and one more for each
-// container that ended since it was last looked at.
-func (r *Runtime) List(ctx context.Context) ([]runtime.Sandbox, error) {
-	out, err := r.list(ctx)
+// container that ended since it was last looked at. Podman takes the lock of each
+// container in a list, but of none that the labels leave out: while an OCI runtime
+// hangs, its container's lock is held.
+func (r *Runtime) List(ctx context.Context, labels map[string]string) ([]runtime.Sandbox, error) {
+	out, err := r.list(ctx, labels)
 	if err != nil {
 		return nil, fmt.Errorf("list sandboxes: %w", err)
 	}
@@ -80,15 +82,26 @@ func (r *Runtime) Inspect(ctx context.Context, id string) (runtime.Sandbox, erro
 
 // list asks for the owner's pods, then for their containers: a container whose
 // pod is not known yet waits for the next look.
-func (r *Runtime) list(ctx context.Context) ([]runtime.Sandbox, error) {
+func (r *Runtime) list(ctx context.Context, labels map[string]string) ([]runtime.Sandbox, error) {
 	mine := runtime.LabelOwner + "=" + r.owner
+	with := []string{mine}
+	for k, v := range labels {
+		with = append(with, k+"="+v)
+	}
 	podList, err := call(ctx, r.engine, func(ctx context.Context) ([]*entities.ListPodsReport, error) {
-		return pods.List(ctx, new(pods.ListOptions).WithFilters(map[string][]string{"label": {mine}}))
+		return pods.List(ctx, new(pods.ListOptions).WithFilters(map[string][]string{"label": with}))
 	})
 	if err != nil || len(podList) == 0 {
 		return nil, err
 	}
-	all, err := r.containersOf(ctx, "label", mine)
+	filter, values := "label", []string{mine}
+	if len(labels) > 0 { // which containers do not have
+		filter, values = "pod", nil
+		for _, p := range podList {
+			values = append(values, p.Id)
+		}
+	}
+	all, err := r.containersOf(ctx, filter, values...)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +113,9 @@ func (r *Runtime) list(ctx context.Context) ([]runtime.Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.forgetOthers(byID, all)
+	if len(labels) == 0 {
+		r.forgetOthers(byID, all)
+	}
 	return out, nil
 }
 
@@ -144,9 +159,9 @@ func (r *Runtime) fill(ctx context.Context, out []runtime.Sandbox, all []entitie
 	return byID, nil
 }
 
-func (r *Runtime) containersOf(ctx context.Context, filter, value string) ([]entities.ListContainer, error) {
+func (r *Runtime) containersOf(ctx context.Context, filter string, values ...string) ([]entities.ListContainer, error) {
 	return call(ctx, r.engine, func(ctx context.Context) ([]entities.ListContainer, error) {
-		return containers.List(ctx, new(containers.ListOptions).WithAll(true).WithFilters(map[string][]string{filter: {value}}))
+		return containers.List(ctx, new(containers.ListOptions).WithAll(true).WithFilters(map[string][]string{filter: values}))
 	})
 }
 

@@ -30,6 +30,9 @@ const labelHostIPC = "io.rookery.host-ipc"
 // labelHandler on a pod is the handler that its containers are created with.
 const labelHandler = "io.rookery.handler"
 
+// labelStdinOnce on a container says ContainerSpec.StdinOnce, which Podman does not know.
+const labelStdinOnce = "io.rookery.stdin-once"
+
 // logDriver writes a file that is rotated by size and read by Logs.
 const logDriver = "k8s-file"
 
@@ -134,6 +137,9 @@ func containerSpec(owner string, in home, image string, c runtime.ContainerSpec,
 	g.Entrypoint, g.Command = c.Command, c.Args
 	g.WorkDir = c.WorkDir
 	g.Stdin, g.Terminal = c.Stdin, c.TTY
+	if c.StdinOnce {
+		g.Labels[labelStdinOnce] = "true"
+	}
 	g.RestartPolicy = "no" // node restarts, with backoff
 	g.LogConfiguration = &specgen.LogConfig{Driver: logDriver, Size: c.LogMaxBytes}
 	g.UseImageResolvConf, g.UseImageHosts = true, true // Podman's own would shadow or race node's mounts

@@ -35,7 +35,7 @@ func BenchmarkUsage(b *testing.B) {
 		}
 		ids = append(ids, id)
 	}
-	list, err := r.List(ctx)
+	list, err := r.List(ctx, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

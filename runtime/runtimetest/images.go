@@ -82,7 +82,7 @@ func testMountImage(t *testing.T, f *fixture) {
 func testHandler(t *testing.T, f *fixture) {
 	_, err := f.rt.RunSandbox(f.ctx, runtime.SandboxSpec{Name: f.name("none"), Handler: "nosuch"})
 	f.wantErr("run with an unknown handler", err, runtime.ErrNoHandler)
-	list, err := f.rt.List(f.ctx)
+	list, err := f.rt.List(f.ctx, nil)
 	f.must("list", err)
 	if len(list) != 0 {
 		t.Errorf("left behind: %+v", list)

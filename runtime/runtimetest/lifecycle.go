@@ -3,6 +3,7 @@ package runtimetest
 import (
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -152,7 +153,7 @@ func testDeadSandbox(t *testing.T, f *fixture) {
 	f.must("stop sandbox", f.rt.StopSandbox(f.ctx, s.ID))
 	f.until(s, id, runtime.Exited)
 	f.must("remove sandbox", f.rt.RemoveSandbox(f.ctx, s.ID))
-	list, err := f.rt.List(f.ctx)
+	list, err := f.rt.List(f.ctx, nil)
 	f.must("list", err)
 	if len(list) != 0 {
 		t.Errorf("left behind: %+v", list)
@@ -165,7 +166,7 @@ func testAdopt(t *testing.T, f *fixture) {
 	running, ended := f.start(s, f.spec("a")), f.start(s, f.spec("b", "exit", "4"))
 	f.until(s, ended, runtime.Exited)
 	next := f.Connect(t, f.owner)
-	list, err := next.List(f.ctx)
+	list, err := next.List(f.ctx, nil)
 	f.must("list", err)
 	if len(list) != 1 || list[0].ID != s.ID || list[0].PID != s.PID || !list[0].Running || len(list[0].Containers) != 2 {
 		t.Fatalf("adopted %+v, want %+v", list, s)
@@ -180,6 +181,12 @@ func testAdopt(t *testing.T, f *fixture) {
 		default:
 			t.Errorf("adopted container %+v", c)
 		}
+	}
+	if labelled, err := next.List(f.ctx, map[string]string{"test": "yes"}); err != nil || !reflect.DeepEqual(labelled, list) {
+		t.Errorf("by its label there is %+v, %v", labelled, err)
+	}
+	if others, err := next.List(f.ctx, map[string]string{"test": "no"}); err != nil || len(others) != 0 {
+		t.Errorf("by another label there is %+v, %v", others, err)
 	}
 	third, err := next.CreateContainer(f.ctx, s.ID, f.spec("c"))
 	f.must("create in an adopted sandbox", err)
@@ -200,7 +207,7 @@ func testOwners(t *testing.T, f *fixture) {
 		rt   runtime.Runtime
 		want string
 	}{{f.rt, mine.ID}, {other, theirs.ID}} {
-		list, err := c.rt.List(f.ctx)
+		list, err := c.rt.List(f.ctx, nil)
 		f.must("list", err)
 		if len(list) != 1 || list[0].ID != c.want {
 			t.Errorf("an owner sees %+v, want only %s", list, c.want)
@@ -231,7 +238,7 @@ func testConcurrent(t *testing.T, f *fixture) {
 		f.must("start a pod", <-errs)
 	}
 	t.Logf("%d pods in %s", pods, time.Since(began).Round(time.Millisecond))
-	list, err := f.rt.List(f.ctx)
+	list, err := f.rt.List(f.ctx, nil)
 	f.must("list", err)
 	pids := map[int]bool{}
 	for _, s := range list {
@@ -256,9 +263,9 @@ func testCancelled(t *testing.T, f *fixture) {
 	cancel()
 	_, err := f.rt.RunSandbox(ctx, runtime.SandboxSpec{Name: f.name("never")})
 	f.wantErr("run", err, context.Canceled)
-	_, err = f.rt.List(ctx)
+	_, err = f.rt.List(ctx, nil)
 	f.wantErr("list", err, context.Canceled)
-	list, err := f.rt.List(f.ctx)
+	list, err := f.rt.List(f.ctx, nil)
 	f.must("list", err)
 	if slices.ContainsFunc(list, func(s runtime.Sandbox) bool { return s.Name == f.name("never") }) {
 		t.Error("a cancelled call left a sandbox behind")

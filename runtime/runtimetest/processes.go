@@ -173,6 +173,12 @@ func testNamespaces(t *testing.T, f *fixture) {
 	if link(c.PID, "pid") != link(together.PID, "pid") {
 		t.Error("processes are not shared")
 	}
+	if got := f.output(together, f.spec("sysctl", "readfile", "/proc/sys/net/ipv4/ip_unprivileged_port_start")); got != "1" {
+		t.Errorf("ip_unprivileged_port_start is %q in the sandbox", got)
+	}
+	if got := f.output(own, f.spec("default", "readfile", "/proc/sys/net/ipv4/ip_unprivileged_port_start")); got == "1" {
+		t.Error("ip_unprivileged_port_start is set in another sandbox")
+	}
 	f.must("stop", f.rt.StopContainer(f.ctx, f.listening(c.ID), 5*time.Second))
 	if c := f.container(together, c.ID); c.ExitCode != 0 {
 		t.Errorf("container is %+v", c)

@@ -172,6 +172,97 @@ func testAttach(t *testing.T, f *fixture) {
 	}
 }
 
+// attached is a client of a container that runs cat.
+type attached struct {
+	f     *fixture
+	in    *io.PipeWriter
+	out   *buffer
+	leave context.CancelFunc
+	done  chan error
+}
+
+func (f *fixture) attach(id string) *attached {
+	ctx, leave := context.WithCancel(f.ctx)
+	f.t.Cleanup(leave)
+	stdin, in := io.Pipe()
+	a := &attached{f, in, &buffer{}, leave, make(chan error, 1)}
+	go func() { a.done <- f.rt.Attach(ctx, id, runtime.Streams{Stdin: stdin, Stdout: a.out}) }()
+	return a
+}
+
+// says writes a line and waits until it comes back.
+func (a *attached) says(line string) {
+	a.f.t.Helper()
+	_, err := fmt.Fprintln(a.in, line)
+	a.f.must("write", err)
+	a.f.poll(line+" comes back", func() bool { return strings.Contains(a.out.String(), line+"\n") })
+}
+
+func (a *attached) ended() {
+	a.f.t.Helper()
+	select {
+	case err := <-a.done:
+		a.f.must("attach", err)
+	case <-time.After(waitTime):
+		a.f.t.Fatal("attach does not end")
+	}
+}
+
+// testAttachAgain: without StdinOnce the input outlives who writes to it.
+func testAttachAgain(t *testing.T, f *fixture) {
+	s := f.sandbox("pod")
+	spec := f.spec("a", "cat")
+	spec.Stdin = true
+	id := f.start(s, spec)
+	first := f.attach(id)
+	first.says("first")
+	first.in.Close()
+	first.ended()
+	second := f.attach(id)
+	second.says("second")
+	second.leave()
+	second.ended()
+	third := f.attach(id)
+	third.says("third")
+	if out := third.out.String(); out != "third\n" {
+		t.Errorf("the third one sees %q", out)
+	}
+}
+
+// testAttachOnce: with StdinOnce the input ends with who writes to it, also if that one just
+// leaves, and not with who only reads.
+func testAttachOnce(t *testing.T, f *fixture) {
+	s := f.sandbox("pod")
+	spec := f.spec("a", "cat")
+	spec.Stdin, spec.StdinOnce = true, true
+	id := f.start(s, spec)
+	writer := f.attach(id)
+	writer.says("first")
+	var seen buffer
+	ctx, leave := context.WithCancel(f.ctx)
+	defer leave()
+	reads := make(chan error, 1)
+	go func() { reads <- f.rt.Attach(ctx, id, runtime.Streams{Stdout: &seen}) }()
+	f.poll("who only reads sees it", func() bool { // it may come late
+		_, err := io.WriteString(writer.in, "both\n")
+		f.must("write", err)
+		return seen.String() != ""
+	})
+	leave()
+	select {
+	case err := <-reads:
+		f.must("attach", err)
+	case <-time.After(waitTime):
+		t.Fatal("attach does not end")
+	}
+	writer.says("last")
+	writer.leave()
+	writer.ended()
+	if c := f.until(s, id, runtime.Exited); c.ExitCode != 0 {
+		t.Errorf("container is %+v", c)
+	}
+}
+
 func testLogs(t *testing.T, f *fixture) {
 	s := f.sandbox("pod")
 	id := f.start(s, f.spec("a", "lines", "50"))

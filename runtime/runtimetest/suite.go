@@ -55,6 +55,8 @@ func Run(t *testing.T, s Subject) {
 		"Exec":             testExec,
 		"ExecCancel":       testExecCancel,
 		"Attach":           testAttach,
+		"AttachAgain":      testAttachAgain,
+		"AttachOnce":       testAttachOnce,
 		"Logs":             testLogs,
 		"LogsFollow":       testLogsFollow,
 		"LogsRotation":     testLogsRotation,
@@ -102,7 +104,7 @@ func newFixture(t *testing.T, s Subject) *fixture {
 	f.ctx = ctx
 	t.Cleanup(func() {
 		defer cancel()
-		list, err := f.rt.List(ctx)
+		list, err := f.rt.List(ctx, nil)
 		if err != nil {
 			t.Errorf("clean up: %v", err)
 		}

@@ -48,6 +48,7 @@ type Rule struct {
 	User, Password string        // who may read; no User: everybody
 	Status         int           // answer every request so; 0: properly
 	Delay          time.Duration // before each blob
+	Together       int           // each blob waits until so many were asked for at once, a minute at most
 	Cut            bool          // send half of each blob, then close the connection
 }
 
@@ -83,7 +84,7 @@ func (r *Registry) Count(repository string) int {
 	return r.counts[repository]
 }
 
-// MostAtOnce is the greatest number of blobs that were sent at the same time.
+// MostAtOnce is the greatest number of blobs that were sent, or held back, at the same time.
 func (r *Registry) MostAtOnce() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -258,9 +259,20 @@ func (r *Registry) blob(w http.ResponseWriter, req *http.Request, rule Rule, dig
 		fail(w, http.StatusNotFound, "BLOB_UNKNOWN", "blob unknown")
 		return
 	}
-	select {
-	case <-time.After(rule.Delay):
-	case <-req.Context().Done():
+	wait := func(d time.Duration) bool {
+		select {
+		case <-time.After(d):
+			return true
+		case <-req.Context().Done():
+			return false
+		}
+	}
+	for began := time.Now(); r.MostAtOnce() < rule.Together && time.Since(began) < time.Minute; {
+		if !wait(10 * time.Millisecond) {
+			return
+		}
+	}
+	if !wait(rule.Delay) {
 		return
 	}
 	if rule.Cut {
