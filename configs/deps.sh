@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Installs what a Debian 12 machine lacks to build, run and test Rookery: Debian
 # packages, and Go in the version given, by Debian's own older Go. It changes
-# nothing that is there.
+# nothing that is there. With a second argument "test" it installs what only tests
+# have a use for, too.
 set -euo pipefail
 version=$1
 export PATH=$PATH:/usr/local/go/bin
 
 packages=(podman runc conmon catatonit nftables iproute2 busybox-static dnsutils zstd gcc libc6-dev make git ca-certificates curl procps util-linux dbus-daemon)
+installed() { dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null | grep -q '^ii'; }
 missing=()
 for p in "${packages[@]}"; do
-  dpkg-query -W -f '${db:Status-Abbrev}' "$p" 2>/dev/null | grep -q '^ii' || missing+=("$p")
+  installed "$p" || missing+=("$p")
 done
 enough() { command -v go >/dev/null && [ "$(printf '%s\n' "go${version%.*}" "$(go env GOVERSION)" | sort -V | head -1)" = "go${version%.*}" ]; }
 enough || command -v go >/dev/null || missing+=(golang-go)
@@ -18,6 +20,12 @@ if [ ${#missing[@]} -gt 0 ]; then
   echo "installing ${missing[*]}"
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+# Of use to one test, which is left out without. As it comes it is off; firewalld, which has
+# such a test too, is not installed here, since it starts at once and closes the machine.
+if [ "${2:-}" = test ] && ! installed ufw && [ "$(id -u)" = 0 ]; then
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ufw >/dev/null; } ||
+    echo "ufw cannot be installed: the test beside it will be left out" >&2
 fi
 
 enough && exit 0

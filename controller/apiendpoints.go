@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/ptr"
 )
 
@@ -31,13 +32,24 @@ func runAPIEndpoints(ctx context.Context, e *env) error {
 		return fmt.Errorf("make client: %w", err)
 	}
 	informer := e.Discovery().V1().EndpointSlices()
+	w := newWaker()
+	_, err = informer.Informer().AddEventHandler(cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool {
+			slice, ok := obj.(*discoveryv1.EndpointSlice)
+			return ok && slice.Namespace == metav1.NamespaceDefault && slice.Labels[discoveryv1.LabelServiceName] == apiService
+		},
+		Handler: w.handler(),
+	})
+	if err != nil {
+		return fmt.Errorf("watch endpoint slices: %w", err)
+	}
 	members, cancel := e.cfg.Members.Subscribe()
 	defer cancel()
 	if err := e.synced(ctx, informer.Informer()); err != nil {
 		return err
 	}
 	have := informer.Lister().EndpointSlices(metav1.NamespaceDefault)
-	e.loop(ctx, nil, members, func(ctx context.Context) error {
+	e.loop(ctx, w, members, rareTick, func(ctx context.Context) error {
 		var errs []error
 		wanted := apiSlices(e.cfg.Members.Snapshot())
 		if len(wanted) > 0 {
@@ -132,7 +144,7 @@ func writeEndpoints(ctx context.Context, client kubernetes.Interface, slice *dis
 		Subsets:    []corev1.EndpointSubset{subset},
 	}
 	endpoints := client.CoreV1().Endpoints(want.Namespace)
-	// From local memory: this runs every few seconds.
+	// From local memory: it is looked at again soon.
 	old, err := endpoints.Get(ctx, want.Name, metav1.GetOptions{ResourceVersion: "0"})
 	switch {
 	case apierrors.IsNotFound(err):

@@ -37,7 +37,7 @@ func runHealth(ctx context.Context, e *env) error {
 		return err
 	}
 	h := &health{env: e, nodes: nodes.Lister(), pods: pods.Informer().GetIndexer()}
-	e.loop(ctx, w, members, h.reconcile)
+	e.loop(ctx, w, members, tick, h.reconcile)
 	return nil
 }
 

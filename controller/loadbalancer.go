@@ -231,7 +231,7 @@ func runLoadBalancer(ctx context.Context, e *env) error {
 	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: e.client.CoreV1().Events("")})
 	defer events.Shutdown()
 	b := balancer{env: e, events: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "load-balancer"}), said: map[string]string{}}
-	e.loop(ctx, w, nil, func(ctx context.Context) error {
+	e.loop(ctx, w, nil, rareTick, func(ctx context.Context) error {
 		services, err := informer.Lister().List(labels.Everything())
 		if err != nil {
 			return fmt.Errorf("list services: %w", err)

@@ -22,9 +22,12 @@ func ours() []controller {
 }
 
 const (
-	// tick is how often a level-triggered loop looks again without being woken:
-	// it repairs a write that failed, and reads local memory only.
+	// tick is how often a level-triggered loop looks again without being woken, for what it
+	// waits for is a time, or news that was missed.
 	tick = 5 * time.Second
+	// rareTick is tick where no time is waited for and each change wakes: it repairs what
+	// somebody else has changed unseen.
+	rareTick = 30 * time.Second
 	// retry is how soon it looks again after an error.
 	retry = time.Second
 )
@@ -43,18 +46,21 @@ func (w waker) wake() {
 
 // on wakes w for each change of the informer's objects.
 func (w waker) on(informer cache.SharedIndexInformer) error {
-	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { w.wake() }, UpdateFunc: func(any, any) { w.wake() }, DeleteFunc: func(any) { w.wake() },
-	})
-	if err != nil {
+	if _, err := informer.AddEventHandler(w.handler()); err != nil {
 		return fmt.Errorf("watch for changes: %w", err)
 	}
 	return nil
 }
 
-// loop calls reconcile when woken by either channel, and every tick, until ctx ends. An
-// error is logged and tried again.
-func (e *env) loop(ctx context.Context, w waker, members <-chan struct{}, reconcile func(ctx context.Context) error) {
+func (w waker) handler() cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { w.wake() }, UpdateFunc: func(any, any) { w.wake() }, DeleteFunc: func(any) { w.wake() },
+	}
+}
+
+// loop calls reconcile at once, when woken by either channel, and at the latest so long after
+// the last time, until ctx ends. An error is logged and tried again.
+func (e *env) loop(ctx context.Context, w waker, members <-chan struct{}, latest time.Duration, reconcile func(ctx context.Context) error) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -65,7 +71,7 @@ func (e *env) loop(ctx context.Context, w waker, members <-chan struct{}, reconc
 		case <-members:
 		case <-timer.C:
 		}
-		next := tick
+		next := latest
 		if err := reconcile(ctx); err != nil && ctx.Err() == nil {
 			e.logger.Warn("reconcile failed, trying again", "error", err)
 			next = retry

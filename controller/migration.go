@@ -46,7 +46,7 @@ func runMigration(ctx context.Context, e *env) error {
 		return err
 	}
 	m := &migrator{e, objects, newMapper(e.client.Discovery())}
-	e.loop(ctx, w, nil, func(ctx context.Context) error {
+	e.loop(ctx, w, nil, tick, func(ctx context.Context) error {
 		all, err := informer.Lister().List(labels.Everything())
 		if err != nil {
 			return fmt.Errorf("list migrations: %w", err)

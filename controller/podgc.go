@@ -33,7 +33,7 @@ func runPodGarbage(ctx context.Context, e *env) error {
 		return err
 	}
 	lister := pods.Lister()
-	e.loop(ctx, w, nil, func(ctx context.Context) error {
+	e.loop(ctx, w, nil, tick, func(ctx context.Context) error {
 		all, err := lister.List(labels.Everything())
 		if err != nil {
 			return fmt.Errorf("list pods: %w", err)

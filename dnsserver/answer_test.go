@@ -1,6 +1,8 @@
 package dnsserver
 
 import (
+	"context"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -257,6 +259,34 @@ func FuzzHandle(f *testing.F) {
 				t.Errorf("the LAN hears %v", resp.Answer)
 			}
 		}
+	})
+}
+
+// FuzzSocket sends packets to a server's socket, readable or not; a question after each is answered.
+func FuzzSocket(f *testing.F) {
+	for _, tt := range answers {
+		b, err := question(tt.question).Pack()
+		must(f, err)
+		f.Add(b)
+		f.Add(b[:len(b)-3])
+	}
+	cfg := testConfig(f)
+	cfg.Addrs = []netip.AddrPort{freeAddr(f)}
+	s := testServer(f, cfg)
+	ctx, cancel := context.WithCancel(f.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	f.Cleanup(func() { cancel(); must(f, <-done) })
+	ask := question("north.peer.cluster.local. A")
+	exchange(f, "udp", cfg.Addrs[0], ask)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := net.Dial("udp", cfg.Addrs[0].String())
+		must(t, err)
+		defer c.Close()
+		if _, err := c.Write(b[:min(len(b), 9000)]); err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, "udp", cfg.Addrs[0], ask)
 	})
 }
 

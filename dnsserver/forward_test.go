@@ -2,7 +2,10 @@ package dnsserver
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -91,6 +94,163 @@ func TestServeStale(t *testing.T) {
 	broken.Store(false)
 	now = now.Add(staleRetry)
 	ask("60", 4)
+}
+
+// silent is an upstream that takes questions and never answers one.
+func silent(t *testing.T, asked *atomic.Int32) string {
+	return upstream(t, func(dns.ResponseWriter, *dns.Msg) { asked.Add(1) })
+}
+
+// A server that says nothing is waited for once, then asked last.
+func TestASilentUpstreamIsAskedLast(t *testing.T) {
+	var quiet, good atomic.Int32
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{silent(t, &quiet), answering(t, "192.0.2.80", &good)}
+	s := testServer(t, cfg)
+	for _, name := range []string{"a.example.", "b.example.", "c.example."} {
+		resp := s.handle(t.Context(), inside(), question(name+" A"))
+		equal(t, name, text(resp.Answer), []string{name + " 60 IN A 192.0.2.80"})
+	}
+	if q, g := quiet.Load(), good.Load(); q != 1 || g != 3 {
+		t.Errorf("the silent one was asked %d times, the other one %d", q, g)
+	}
+}
+
+// While nobody upstream answers, a question fails at once, but for one now and then; it is said when that
+// begins and when it ends.
+func TestUpstreamsThatAreAway(t *testing.T) {
+	at := ownAddr(t)
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{at.String()}
+	log := &lockedBuffer{}
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	s := testServer(t, cfg)
+	now := time.Unix(1000, 0)
+	s.forward.now = func() time.Time { return now }
+	ask := func(name string) error {
+		t.Helper()
+		msg, err := s.forward.ask(t.Context(), question(name+".example. A"))
+		if err == nil {
+			equal(t, name, text(msg.Answer), []string{name + ".example. 60 IN A 192.0.2.80"})
+		}
+		return err
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		if err := ask(name); err == nil || errors.Is(err, errAway) {
+			t.Fatalf("%s: %v, want that it was asked for", name, err)
+		}
+	}
+	for _, name := range []string{"d", "e"} {
+		if err := ask(name); !errors.Is(err, errAway) {
+			t.Errorf("%s: %v, want %v", name, err, errAway)
+		}
+	}
+	now = now.Add(probeEvery)
+	if err := ask("f"); err == nil || errors.Is(err, errAway) {
+		t.Errorf("after a while: %v, want that it was asked for", err)
+	}
+	if err := ask("g"); !errors.Is(err, errAway) {
+		t.Errorf("and right after that: %v, want %v", err, errAway)
+	}
+	if said := log.String(); strings.Count(said, "level=WARN") != 1 || !strings.Contains(said, at.String()) || strings.Contains(said, "level=INFO") {
+		t.Errorf("said: %s", said)
+	}
+	pc, err := net.ListenPacket("udp", at.String())
+	must(t, err)
+	// The name that is asked for is not among those that it knows: it is heard of by a question of our own.
+	var dead atomic.Int32
+	run(t, &dns.Server{PacketConn: pc, Handler: picky(func(name string) bool { return name == "dead.example." }, &dead)})
+	now = now.Add(probeEvery)
+	if err := ask("dead"); err == nil || errors.Is(err, errAway) || dead.Load() != 1 {
+		t.Errorf("a silent name: %v, want that it was asked for", err)
+	}
+	for _, name := range []string{"h", "i"} {
+		must(t, ask(name))
+	}
+	if said := log.String(); strings.Count(said, "level=WARN") != 1 || strings.Count(said, "level=INFO") != 1 {
+		t.Errorf("said: %s", said)
+	}
+}
+
+// Who has an old answer gives it before the client loses its patience with a silent upstream.
+func TestServeStaleOnSilence(t *testing.T) {
+	var quiet atomic.Bool
+	var n atomic.Int32
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{upstream(t, func(w dns.ResponseWriter, req *dns.Msg) {
+		n.Add(1)
+		if quiet.Load() {
+			return
+		}
+		resp := new(dns.Msg).SetReply(req)
+		rr, _ := dns.NewRR("example.com. 60 IN A 192.0.2.80")
+		resp.Answer = []dns.RR{rr}
+		_ = w.WriteMsg(resp)
+	})}
+	s := testServer(t, cfg)
+	now := time.Unix(1000, 0)
+	s.forward.cache.now = func() time.Time { return now }
+	s.handle(t.Context(), inside(), question("example.com. A"))
+	quiet.Store(true)
+	now = now.Add(2 * time.Minute)
+	begin := time.Now()
+	resp := s.handle(t.Context(), inside(), question("example.com. A"))
+	equal(t, "answer", text(resp.Answer), []string{"example.com. 30 IN A 192.0.2.80"})
+	t.Logf("the old answer came after %s", time.Since(begin))
+	// It is the own timer that ended the wait, not the one for an upstream.
+	if took := time.Since(begin); took < renewTimeout || renewTimeout >= askTimeout {
+		t.Errorf("the old answer came after %s: the upstream was not waited for", took)
+	}
+	resp = s.handle(t.Context(), inside(), question("example.com. A"))
+	equal(t, "answer again", text(resp.Answer), []string{"example.com. 30 IN A 192.0.2.80"})
+	if got := n.Load(); got != 2 {
+		t.Errorf("asked %d times, want 2: the silent one is left alone for a while", got)
+	}
+}
+
+// What does not fit is asked for again by tcp, and given to the client as far as that can take it.
+func TestTruncatedUpstreamIsAskedByTCP(t *testing.T) {
+	var byUDP, byTCP atomic.Int32
+	whole := func(w dns.ResponseWriter, req *dns.Msg) {
+		byTCP.Add(1)
+		resp := new(dns.Msg).SetReply(req)
+		for i := range 200 {
+			rr, _ := dns.NewRR(fmt.Sprintf("%s 60 IN A 192.0.2.%d", req.Question[0].Name, i))
+			resp.Answer = append(resp.Answer, rr)
+		}
+		_ = w.WriteMsg(resp)
+	}
+	l, err := net.Listen("tcp", netip.AddrPortFrom(ownAddr(t).Addr(), 0).String())
+	must(t, err)
+	stop := run(t, &dns.Server{Listener: l, Handler: dns.HandlerFunc(whole)})
+	pc, err := net.ListenPacket("udp", l.Addr().String())
+	must(t, err)
+	run(t, &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) {
+		byUDP.Add(1)
+		resp := new(dns.Msg).SetReply(req)
+		resp.Truncated = true
+		_ = w.WriteMsg(resp)
+	})})
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{l.Addr().String()}
+	s := testServer(t, cfg)
+	client := netip.MustParseAddr("10.42.0.7")
+	req := question("big.example. A")
+	if resp := s.respond(t.Context(), client, "tcp", req); len(resp.Answer) != 200 || resp.Truncated {
+		t.Errorf("by tcp: %d records, truncated %v", len(resp.Answer), resp.Truncated)
+	}
+	if resp := s.respond(t.Context(), client, "udp", req); !resp.Truncated || resp.Len() > dns.MinMsgSize {
+		t.Errorf("by udp: %d bytes, truncated %v", resp.Len(), resp.Truncated)
+	}
+	if u, c := byUDP.Load(), byTCP.Load(); u != 1 || c != 1 {
+		t.Errorf("asked %d times by udp and %d by tcp, want once each", u, c)
+	}
+	// One that cannot be asked by tcp has no answer; the next one may.
+	stop()
+	var good atomic.Int32
+	cfg.Upstreams = []string{l.Addr().String(), answering(t, "192.0.2.81", &good)}
+	resp := testServer(t, cfg).handle(t.Context(), inside(), question("other.example. A"))
+	equal(t, "the second one", text(resp.Answer), []string{"other.example. 60 IN A 192.0.2.81"})
 }
 
 // A hundred clients that ask the same at once are one question upstream.
@@ -230,4 +390,108 @@ func endListener(t *testing.T, at netip.AddrPort) {
 		}
 	}
 	t.Fatalf("nobody listens at %s", at)
+}
+
+// picky is an upstream that says nothing to the questions that ignored picks, and counts those.
+func picky(ignored func(name string) bool, n *atomic.Int32) dns.HandlerFunc {
+	return func(w dns.ResponseWriter, req *dns.Msg) {
+		if ignored(req.Question[0].Name) {
+			n.Add(1)
+			return
+		}
+		resp := new(dns.Msg).SetReply(req)
+		if req.Question[0].Qtype == dns.TypeA {
+			rr, _ := dns.NewRR(req.Question[0].Name + " 60 IN A 192.0.2.80")
+			resp.Answer = []dns.RR{rr}
+		}
+		_ = w.WriteMsg(resp)
+	}
+}
+
+// A name that the upstream is silent about, asked again and again, is no upstream that is away.
+func TestASilentNameIsNoSilentUpstream(t *testing.T) {
+	var n atomic.Int32
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{upstream(t, picky(func(name string) bool { return name == "dead.example." }, &n))}
+	s := testServer(t, cfg)
+	for range awayAfter {
+		if _, err := s.forward.ask(t.Context(), question("dead.example. A")); err == nil || errors.Is(err, errAway) {
+			t.Fatalf("%v, want that it was asked for", err)
+		}
+	}
+	_, err := s.forward.ask(t.Context(), question("live.example. A"))
+	must(t, err)
+}
+
+// Questions that are lost together count as one, and those that were asked before an answer came as none.
+func TestQuestionsLostTogether(t *testing.T) {
+	const many = 10 * awayAfter
+	var quiet atomic.Bool
+	var n atomic.Int32
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{upstream(t, picky(func(string) bool { return quiet.Load() }, &n))}
+	s := testServer(t, cfg)
+	ask := func(name string) error {
+		_, err := s.forward.ask(t.Context(), question(name+".example. A"))
+		return err
+	}
+	lose := func(round string) (wait func()) {
+		var lost sync.WaitGroup
+		n.Store(0)
+		quiet.Store(true)
+		for i := range many {
+			lost.Go(func() {
+				if err := ask(fmt.Sprint(round, i)); err == nil {
+					t.Errorf("%s: question %d was answered", round, i)
+				}
+			})
+		}
+		poll(t, func() bool { return n.Load() == many })
+		return lost.Wait
+	}
+	failed := func() int {
+		s.forward.mu.Lock()
+		defer s.forward.mu.Unlock()
+		for _, h := range s.forward.health {
+			return h.failed
+		}
+		return 0
+	}
+	lose("together")()
+	if got := failed(); got != 1 {
+		t.Errorf("questions lost together count as %d, want 1", got)
+	}
+	wait := lose("before")
+	quiet.Store(false)
+	must(t, ask("first"))
+	wait()
+	if got := failed(); got != 0 {
+		t.Errorf("questions from before an answer count as %d, want 0", got)
+	}
+	must(t, ask("second"))
+}
+
+// A server that answers by udp and cannot be asked by tcp is not away.
+func TestUpstreamWithoutTCPIsNotAway(t *testing.T) {
+	pc, err := net.ListenPacket("udp", ownAddr(t).String())
+	must(t, err)
+	run(t, &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) {
+		if strings.HasPrefix(req.Question[0].Name, "small") {
+			picky(func(string) bool { return false }, nil)(w, req)
+			return
+		}
+		resp := new(dns.Msg).SetReply(req)
+		resp.Truncated = true
+		_ = w.WriteMsg(resp)
+	})})
+	cfg := testConfig(t)
+	cfg.Upstreams = []string{pc.LocalAddr().String()}
+	s := testServer(t, cfg)
+	for range awayAfter {
+		if _, err := s.forward.ask(t.Context(), question("large.example. A")); err == nil || errors.Is(err, errAway) {
+			t.Fatalf("%v, want that it was asked for", err)
+		}
+	}
+	_, err = s.forward.ask(t.Context(), question("small.example. A"))
+	must(t, err)
 }

@@ -42,6 +42,8 @@ type Peer struct {
 	Name  string
 	Addrs []netip.Addr // of both IP families where it has both
 	Alive bool
+	// Hidden: it cannot be dialled from outside (NAT, a firewall), and is named only where no other is.
+	Hidden bool
 }
 
 // private are the addresses that do not come from the internet.
@@ -149,10 +151,16 @@ func (z *lanZone) ingress(host string, labels []string) ([]netip.Addr, bool) {
 		return nil, len(found) > 0
 	}
 	peers := z.Peers()
-	dead := func(ip netip.Addr) bool {
-		return slices.ContainsFunc(peers, func(p Peer) bool { return !p.Alive && slices.Contains(p.Addrs, ip) })
+	is := func(what func(Peer) bool) func(netip.Addr) bool {
+		return func(ip netip.Addr) bool {
+			return slices.ContainsFunc(peers, func(p Peer) bool { return what(p) && slices.Contains(p.Addrs, ip) })
+		}
 	}
-	return slices.DeleteFunc(unique(ips), dead), true
+	ips = slices.DeleteFunc(unique(ips), is(func(p Peer) bool { return !p.Alive }))
+	if open := slices.DeleteFunc(slices.Clone(ips), is(func(p Peer) bool { return p.Hidden })); len(open) > 0 {
+		return open, true
+	}
+	return ips, true
 }
 
 // service answers [_PORT._PROTO.]SVC.NS.ZONE and the names on the way to it.
@@ -213,18 +221,31 @@ func balanced(svc *corev1.Service) (ips []netip.Addr) {
 }
 
 // reach is where a Service answers for the LAN: its own addresses, else the living
-// peers; with externalTrafficPolicy Local those that run one of its pods.
+// peers, without hidden ones if there are others; with externalTrafficPolicy Local those that run one
+// of its pods.
 func (z *lanZone) reach(svc *corev1.Service) []netip.Addr {
 	if ips := balanced(svc); len(ips) > 0 {
 		return ips
 	}
-	var ips []netip.Addr
+	var ips, hidden []netip.Addr
 	for _, p := range z.Peers() {
-		if p.Alive && (svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal || z.runs(p.Name, svc)) {
-			ips = append(ips, p.Addrs...)
+		if !p.Alive || svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && !z.runs(p.Name, svc) {
+			continue
+		}
+		for _, ip := range p.Addrs {
+			switch {
+			case !hasFamily(svc, ip):
+			case p.Hidden:
+				hidden = append(hidden, ip)
+			default:
+				ips = append(ips, ip)
+			}
 		}
 	}
-	return slices.DeleteFunc(unique(ips), func(ip netip.Addr) bool { return !hasFamily(svc, ip) })
+	if len(ips) == 0 {
+		ips = hidden
+	}
+	return unique(ips)
 }
 
 // hasFamily tells whether a Service has node ports at addresses of that IP family.

@@ -43,7 +43,7 @@ metadata: {name: yard}`
 func lanConfig(t testing.TB) Config {
 	cfg := testConfig(t)
 	peer := func(name, n string, alive bool) Peer {
-		return Peer{name, addrs([]string{"192.0.2." + n, "2001:db8::" + n}), alive}
+		return Peer{Name: name, Addrs: addrs([]string{"192.0.2." + n, "2001:db8::" + n}), Alive: alive}
 	}
 	cfg.LAN = LAN{
 		Zone:   "home.arpa",
@@ -111,6 +111,45 @@ func TestLANZone(t *testing.T) {
 	}
 }
 
+// Who cannot be dialled is named only if nobody else answers.
+func TestLANZoneLeavesHiddenPeersOut(t *testing.T) {
+	cfg := lanConfig(t)
+	var hidden string
+	peers := cfg.LAN.Peers
+	cfg.LAN.Peers = func() []Peer {
+		all := peers()
+		for i := range all {
+			all[i].Hidden = strings.Contains(hidden, all[i].Name)
+		}
+		return all
+	}
+	s := testServer(t, cfg)
+	for _, tt := range []struct{ hidden, question, answer string }{
+		{"a", "lamp.yard.home.arpa.", "192.0.2.3"},
+		{"c", "lamp.yard.home.arpa.", "192.0.2.1"},
+		{"ac", "lamp.yard.home.arpa.", "192.0.2.1 192.0.2.3"},
+		{"c", "gate.yard.home.arpa.", "192.0.2.3"}, // only it has a pod
+		{"c", "shop.home.arpa.", "192.0.2.1"},
+		{"ac", "shop.home.arpa.", "192.0.2.1 192.0.2.3"},
+	} {
+		hidden = tt.hidden
+		resp := s.respond(t.Context(), netip.MustParseAddr("192.168.7.7"), "tcp", question(tt.question+" A"))
+		var want []string
+		for _, ip := range strings.Fields(tt.answer) {
+			want = append(want, tt.question+" 5 IN A "+ip)
+		}
+		equal(t, tt.hidden+" hidden, "+tt.question, text(resp.Answer), want)
+	}
+	// What the others cannot serve does not count: lamp's family is IPv4, and only the hidden one has it.
+	cfg.LAN.Peers = func() []Peer {
+		all := peers()
+		all[0].Hidden, all[2].Addrs = true, all[2].Addrs[1:]
+		return all
+	}
+	resp := testServer(t, cfg).respond(t.Context(), netip.MustParseAddr("192.168.7.7"), "tcp", question("lamp.yard.home.arpa. A"))
+	equal(t, "only a hidden peer has the family", text(resp.Answer), []string{"lamp.yard.home.arpa. 5 IN A 192.0.2.1"})
+}
+
 func TestWhoMayAskWhat(t *testing.T) {
 	for _, tt := range []struct {
 		client           string
@@ -133,6 +172,20 @@ func TestWhoMayAskWhat(t *testing.T) {
 			if got := dns.RcodeToString[resp.Rcode]; got != want {
 				t.Errorf("%s, cluster %v, forward %v: %s: %s, want %s", tt.client, tt.cluster, tt.forward, name, got, want)
 			}
+			if got, want := resp.RecursionAvailable, tt.out == "SERVFAIL"; got != want {
+				t.Errorf("%s, cluster %v, forward %v: %s: recursion offered: %v", tt.client, tt.cluster, tt.forward, name, got)
+			}
+		}
+	}
+	// Nor do what is no ordinary question, and who asks it.
+	for _, change := range []func(*dns.Msg){
+		func(m *dns.Msg) { m.Question = nil }, func(m *dns.Msg) { m.Opcode = dns.OpcodeNotify }, func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeAXFR },
+		func(m *dns.Msg) { m.SetEdns0(1232, false).IsEdns0().SetVersion(1) },
+	} {
+		req := question("example.com. A")
+		change(req)
+		if resp := testServer(t, lanConfig(t)).respond(t.Context(), netip.MustParseAddr("192.168.1.50"), "udp", req); resp.RecursionAvailable {
+			t.Errorf("recursion is offered to the LAN: %v", resp)
 		}
 	}
 	// Without a zone and without a word about it, the LAN gets nothing.

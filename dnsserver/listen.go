@@ -115,6 +115,7 @@ func (s *Server) bind(ctx context.Context, network string, addr netip.AddrPort, 
 		srv := &dns.Server{Net: network, UDPSize: dns.MaxMsgSize, IdleTimeout: func() time.Duration { return tcpIdle }}
 		var err error
 		if network == "udp" {
+			srv.ReadTimeout = time.Hour // nothing is due when no packet comes
 			srv.PacketConn, err = lc.ListenPacket(ctx, network, addr.String())
 		} else {
 			var l net.Listener

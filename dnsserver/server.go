@@ -132,6 +132,8 @@ func (s *Server) handle(ctx context.Context, who view, req *dns.Msg) (resp *dns.
 			s.logger.Error("question made the dns server panic", "question", req.Question, "panic", p, "stack", string(debug.Stack()))
 			resp = failure(req, dns.RcodeServerFailure)
 		}
+		// Who is refused it must not take us for an open resolver.
+		resp.RecursionAvailable = who.forward
 	}()
 	switch {
 	case req.Response:
@@ -162,7 +164,7 @@ func (s *Server) answer(ctx context.Context, who view, req *dns.Msg) *dns.Msg {
 	}
 	resp := new(dns.Msg)
 	resp.SetReply(req)
-	resp.Authoritative, resp.RecursionAvailable = r.rcode != dns.RcodeRefused, who.forward
+	resp.Authoritative = r.rcode != dns.RcodeRefused
 	resp.Rcode, resp.Answer, resp.Ns, resp.Extra = r.rcode, r.answer, r.authority, r.extra
 	s.chase(ctx, who, req, resp, r.chase)
 	return resp
@@ -213,9 +215,7 @@ func (s *Server) chase(ctx context.Context, who view, req, resp *dns.Msg, target
 // relay asks upstream. Nothing upstream can be asked: SERVFAIL.
 func (s *Server) relay(ctx context.Context, who view, req *dns.Msg) *dns.Msg {
 	if !req.RecursionDesired || !who.forward {
-		resp := failure(req, dns.RcodeRefused)
-		resp.RecursionAvailable = who.forward
-		return resp
+		return failure(req, dns.RcodeRefused)
 	}
 	got, err := s.forward.ask(ctx, req)
 	if err != nil {
@@ -224,7 +224,6 @@ func (s *Server) relay(ctx context.Context, who view, req *dns.Msg) *dns.Msg {
 	}
 	resp := new(dns.Msg)
 	resp.SetReply(req)
-	resp.RecursionAvailable = true
 	resp.AuthenticatedData, resp.Rcode = got.AuthenticatedData, got.Rcode
 	resp.Answer, resp.Ns = got.Answer, got.Ns
 	for _, rr := range resp.Answer {
@@ -244,7 +243,6 @@ func (s *Server) relay(ctx context.Context, who view, req *dns.Msg) *dns.Msg {
 func failure(req *dns.Msg, rcode int) *dns.Msg {
 	resp := new(dns.Msg)
 	resp.SetRcode(req, rcode)
-	resp.RecursionAvailable = true
 	return resp
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -53,6 +54,106 @@ func TestServe(t *testing.T) {
 	if resp = exchange(t, "udp", addr, big); resp.IsEdns0() == nil || resp.Len() > maxUDP {
 		t.Errorf("edns: %v, %d bytes", resp.IsEdns0(), resp.Len())
 	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("run: %v", err)
+	}
+}
+
+// What is no question, on either socket, gets no answer or an error, and keeps nobody waiting.
+func TestGarbageOnTheSockets(t *testing.T) {
+	cfg := testConfig(t)
+	addr := freeAddr(t)
+	cfg.Addrs = []netip.AddrPort{addr}
+	s := testServer(t, cfg)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	fine := func(after string) {
+		t.Helper()
+		for _, network := range []string{"udp", "tcp"} {
+			resp := exchange(t, network, addr, question("north.peer.cluster.local. A"))
+			equal(t, network+" after "+after, text(resp.Answer), []string{"north.peer.cluster.local. 5 IN A 192.0.2.1"})
+		}
+	}
+	fine("nothing")
+	whole, err := question("north.peer.cluster.local. A").Pack()
+	must(t, err)
+	header := func(counts ...byte) []byte { return append([]byte{0, 1, 1, 0}, counts...) }
+	one := header(0, 1, 0, 0, 0, 0, 0, 0)
+	garbage := map[string][]byte{
+		"nothing":                        {},
+		"a byte":                         {0},
+		"half a header":                  whole[:6],
+		"a header alone":                 one,
+		"half a message":                 whole[:len(whole)/2],
+		"all but a byte":                 whole[:len(whole)-1],
+		"counts that lie":                header(255, 255, 255, 255, 255, 255, 255, 255),
+		"a name that points at itself":   append(bytes.Clone(one), 0xc0, 0x0c, 0, 1, 0, 1),
+		"a name that points ahead":       append(bytes.Clone(one), 0xc0, 0xff, 0, 1, 0, 1),
+		"names that point at each other": append(bytes.Clone(one), 0xc0, 0x0e, 0xc0, 0x0c, 0, 1, 0, 1),
+		"a label of 64":                  append(bytes.Clone(one), bytes.Repeat([]byte{64}, 80)...),
+		"an answer":                      append([]byte{0, 1, 0x81, 0x80}, whole[4:]...),
+		"more after the message":         append(bytes.Clone(whole), bytes.Repeat([]byte{0xff}, 500)...),
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range 500 {
+		b := make([]byte, random.IntN(600))
+		for j := range b {
+			b[j] = byte(random.Uint32())
+		}
+		if i%2 == 0 && len(b) > len(one) { // what has a good header is read further
+			copy(b, one)
+		}
+		garbage[fmt.Sprint("random ", i)] = b
+	}
+	u, err := net.Dial("udp", addr.String())
+	must(t, err)
+	defer u.Close()
+	for what, b := range garbage {
+		_, err := u.Write(b)
+		must(t, err)
+		if len(what) < 8 || what[:7] != "random " {
+			fine(what + " by udp")
+		}
+	}
+	fine("all of it by udp")
+	say := func(b []byte) net.Conn {
+		c, err := net.Dial("tcp", addr.String())
+		must(t, err)
+		t.Cleanup(func() { c.Close() })
+		_, err = c.Write(b) // it may have hung up already
+		must(t, err)
+		return c
+	}
+	framed := func(size int, b []byte) []byte { return append([]byte{byte(size >> 8), byte(size)}, b...) }
+	for what, b := range garbage {
+		if len(what) < 8 || what[:7] != "random " {
+			say(framed(len(b), b))
+			fine(what + " by tcp")
+		}
+	}
+	say([]byte{0})
+	say(framed(0xffff, whole)) // more is promised than comes
+	say(framed(5, whole))      // less
+	say(framed(0, nil))
+	fine("lengths that lie")
+	// Two questions at once, and after garbage on the same connection.
+	both := say(append(framed(len(whole), whole), framed(len(whole), whole)...))
+	for range 2 {
+		resp, err := (&dns.Conn{Conn: both}).ReadMsg()
+		must(t, err)
+		equal(t, "two at once", text(resp.Answer), []string{"north.peer.cluster.local. 5 IN A 192.0.2.1"})
+	}
+	// As many idle connections as there may be keep udp from nobody, and tcp until they are dropped.
+	for range maxConns + 50 {
+		c, err := net.Dial("tcp", addr.String())
+		must(t, err)
+		t.Cleanup(func() { c.Close() })
+	}
+	resp := exchange(t, "udp", addr, question("north.peer.cluster.local. A"))
+	equal(t, "udp beside idle connections", text(resp.Answer), []string{"north.peer.cluster.local. 5 IN A 192.0.2.1"})
+	fine("idle connections")
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("run: %v", err)
@@ -137,7 +238,8 @@ func TestResolvConfIsFollowedAndNeverOurselves(t *testing.T) {
 	must(t, err)
 	now := time.Unix(1000, 0)
 	f.now = func() time.Time { return now }
-	if got := f.order("example.com."); len(got) != 0 {
+	ask := func() []netip.AddrPort { _, _, ask := f.order("example.com."); return ask }
+	if got := ask(); len(got) != 0 {
 		t.Errorf("without a file: %v", got)
 	}
 	for i, tt := range []struct{ file, want string }{
@@ -147,12 +249,12 @@ func TestResolvConfIsFollowedAndNeverOurselves(t *testing.T) {
 		must(t, os.WriteFile(cfg.ResolvConf, []byte(tt.file), 0o644))
 		must(t, os.Chtimes(cfg.ResolvConf, time.Time{}, time.Unix(int64(2000+i), 0)))
 		now = now.Add(resolvConfEvery)
-		if got := fmt.Sprint(f.order("example.com.")); got != tt.want {
+		if got := fmt.Sprint(ask()); got != tt.want {
 			t.Errorf("got %s, want %s", got, tt.want)
 		}
 	}
-	f.bench(netip.MustParseAddrPort("192.0.2.7:53"))
-	if got := fmt.Sprint(f.order("example.com.")); got != "[[2001:db8::1]:53 192.0.2.7:53]" {
+	f.failed(netip.MustParseAddrPort("192.0.2.7:53"), now)
+	if got := fmt.Sprint(ask()); got != "[[2001:db8::1]:53 192.0.2.7:53]" {
 		t.Errorf("benched: %s", got)
 	}
 }
@@ -221,17 +323,24 @@ func upstream(t *testing.T, h dns.HandlerFunc) string {
 	t.Helper()
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	must(t, err)
-	srv := &dns.Server{PacketConn: pc, Handler: h}
+	run(t, &dns.Server{PacketConn: pc, Handler: h})
+	return pc.LocalAddr().String()
+}
+
+// run serves until the test ends or it is told to stop.
+func run(t *testing.T, srv *dns.Server) (stop func()) {
+	t.Helper()
 	started, done := make(chan struct{}), make(chan error, 1)
 	srv.NotifyStartedFunc = func() { close(started) }
 	go func() { done <- srv.ActivateAndServe() }()
 	<-started
-	t.Cleanup(func() { _ = srv.Shutdown(); <-done })
-	return pc.LocalAddr().String()
+	stop = sync.OnceFunc(func() { _ = srv.Shutdown(); <-done })
+	t.Cleanup(stop)
+	return stop
 }
 
 // exchange asks until the server is there.
-func exchange(t *testing.T, network string, addr netip.AddrPort, req *dns.Msg) (resp *dns.Msg) {
+func exchange(t testing.TB, network string, addr netip.AddrPort, req *dns.Msg) (resp *dns.Msg) {
 	t.Helper()
 	client := &dns.Client{Net: network, Timeout: time.Second, UDPSize: dns.MaxMsgSize}
 	poll(t, func() bool {
@@ -243,7 +352,7 @@ func exchange(t *testing.T, network string, addr netip.AddrPort, req *dns.Msg) (
 	return resp
 }
 
-func poll(t *testing.T, ok func() bool) {
+func poll(t testing.TB, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -252,7 +361,7 @@ func poll(t *testing.T, ok func() bool) {
 	}
 }
 
-func freeAddr(t *testing.T) netip.AddrPort {
+func freeAddr(t testing.TB) netip.AddrPort {
 	t.Helper()
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	must(t, err)

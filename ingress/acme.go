@@ -341,14 +341,13 @@ func (h *handler) challenge(w http.ResponseWriter, r *http.Request) bool {
 	if !ok || h.cfg.ACME.Directory == "" || r.TLS != nil || !isToken(token) {
 		return false
 	}
-	// Not from this peer's memory, which may be a moment behind the leader's.
-	m, err := h.cfg.Client.CoreV1().ConfigMaps(acmeNamespace).Get(r.Context(), acmeChallenges, metav1.GetOptions{})
-	if err != nil || m.Data[token] == "" {
+	response, err := h.challenges.response(r.Context(), token)
+	if err != nil || response == "" {
 		return false
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	// A client that is gone before the answer is no one's problem.
-	_, _ = w.Write([]byte(m.Data[token]))
+	_, _ = w.Write([]byte(response))
 	return true
 }
 

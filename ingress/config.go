@@ -41,6 +41,8 @@ type Config struct {
 	// change. nil means that all live.
 	Alive   func(node string) bool
 	Changed <-chan struct{}
+	// Hidden says that a node cannot be dialled from outside (NAT, a firewall). nil means that all can.
+	Hidden func(node string) bool
 	// Issue makes a certificate of the cluster's CA for names and addresses. Required for the Proxy.
 	Issue func(names []string, addrs []netip.Addr) (*tls.Certificate, error)
 	// TrustedProxies are the networks from which X-Forwarded-For is believed: to endpoints,
@@ -66,6 +68,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Alive == nil {
 		c.Alive = func(string) bool { return true }
+	}
+	if c.Hidden == nil {
+		c.Hidden = func(string) bool { return false }
 	}
 	if c.Metrics == nil {
 		c.Metrics = NewMetrics()

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,10 +24,12 @@ type handler struct {
 	table   atomic.Pointer[table]
 	to      *transport
 	reverse *httputil.ReverseProxy
+	// challenges are for issuers.
+	challenges *challenges
 }
 
 func newHandler(cfg Config) *handler {
-	h := &handler{cfg: cfg, to: newTransport()}
+	h := &handler{cfg: cfg, to: newTransport(), challenges: &challenges{client: cfg.Client}}
 	h.table.Store(&table{any: &site{}})
 	h.reverse = &httputil.ReverseProxy{
 		Transport: h.to, Rewrite: h.rewrite, ErrorHandler: h.fail, ModifyResponse: answered, BufferPool: &buffers{},
@@ -100,10 +101,13 @@ func (h *handler) proxy(w http.ResponseWriter, r *http.Request, x *exchange) {
 		// It runs from the last byte of the request to the first of the response.
 		timer := time.AfterFunc(o.timeout, func() { cancel(errTimeout) })
 		defer timer.Stop()
-		var answered atomic.Bool
-		x.answered = func() { answered.Store(true); timer.Stop() }
+		x.answered = func(*http.Response) { timer.Stop() }
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = &pacedBody{ReadCloser: r.Body, within: o.timeout, timer: timer, answered: &answered, control: http.NewResponseController(w)}
+			body := &pacedBody{
+				ReadCloser: r.Body, within: o.timeout, timer: timer, control: http.NewResponseController(w), streams: r.ProtoMajor >= 2,
+			}
+			r.Body, x.answered, x.late = body, body.answer, body.late
+			defer body.leave()
 		}
 	}
 	h.reverse.ServeHTTP(w, r)
@@ -140,7 +144,7 @@ func (h *handler) rewrite(p *httputil.ProxyRequest) {
 func answered(resp *http.Response) error {
 	x := resp.Request.Context().Value(exchangeKey{}).(*exchange)
 	if x.answered != nil {
-		x.answered()
+		x.answered(resp)
 	}
 	x.upgraded = resp.StatusCode == http.StatusSwitchingProtocols
 	return nil
@@ -175,7 +179,7 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, &large):
 		status, text = http.StatusRequestEntityTooLarge, fmt.Sprintf("a request to this host may have %d bytes at most", large.Limit)
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case x.late != nil && x.late(): // for the server, the client has gone
 		status, text = http.StatusRequestTimeout, "the request did not come in time"
 	case errors.Is(context.Cause(r.Context()), errTimeout):
 		status, text = http.StatusGatewayTimeout, errTimeout.Error()
@@ -240,28 +244,107 @@ func (r *recorder) Write(p []byte) (int, error) {
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 // pacedBody gives up on a client that sends nothing for too long, and gives the endpoint
-// its time anew while the request still comes.
+// its time anew while the request still comes. Once the response has begun, both may take theirs;
+// by HTTP/1 only the endpoint, for the server cannot end an exchange while it waits for its request.
 type pacedBody struct {
 	io.ReadCloser
 	within   time.Duration
-	timer    *time.Timer
-	answered *atomic.Bool // the response has begun, and the timer is to stay stopped
+	timer    *time.Timer // of the endpoint
 	control  *http.ResponseController
+	streams  bool         // the client may pause for ever once it is answered: HTTP/2
+	answered atomic.Bool  // the response has begun, and the timer is to stay stopped
+	until    atomic.Int64 // when a read has to be over, in nanoseconds since 1970; 0: none is under way
+	ended    atomic.Bool  // what the client sends next is the next request, which has its own time
+
+	mu   sync.Mutex
+	over bool // control is not to be used any more
+}
+
+// deadline is for the client to send more; false where its connection cannot have one.
+func (b *pacedBody) deadline(at time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.over || b.ended.Load() || b.control.SetReadDeadline(at) == nil
+}
+
+// answer notes that the response begins.
+func (b *pacedBody) answer(resp *http.Response) {
+	b.answered.Store(true)
+	b.timer.Stop()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		b.deadline(time.Time{})
+		b.disown() // the connection is the upgraded protocol's
+		return
+	}
+	if !b.ended.Load() && !b.streams {
+		// Unless the connection ends with it, the server keeps a response until the request has come.
+		resp.Header.Set("Connection", "close")
+	}
+	b.begun()
+}
+
+// begun sets the deadline that holds once the response has begun.
+func (b *pacedBody) begun() {
+	if b.streams {
+		b.deadline(time.Time{})
+	} else {
+		b.deadline(time.Now().Add(b.within))
+	}
+}
+
+// leave is for the end of the handler: what is left of a request the server reads, and it has its time too.
+func (b *pacedBody) leave() {
+	b.deadline(time.Now().Add(b.within))
+	b.disown()
+}
+
+// disown leaves the connection's deadlines to others, also where a read ends later.
+func (b *pacedBody) disown() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
 }
 
 func (b *pacedBody) Read(p []byte) (int, error) {
-	// A connection that cannot have a deadline has the timer's.
-	_ = b.control.SetReadDeadline(time.Now().Add(b.within))
-	n, err := b.ReadCloser.Read(p)
-	switch {
-	case err != nil:
-		// What the client sends next is the next request, which has its own time.
-		_ = b.control.SetReadDeadline(time.Time{})
-	case b.timer.Stop():
-		b.timer.Reset(b.within)
-		if b.answered.Load() { // between Stop and Reset
-			b.timer.Stop()
+	if b.answered.Load() {
+		if !b.streams {
+			b.begun()
 		}
+		return b.read(p)
+	}
+	// While the client is waited for, the endpoint is not: it has its time from what comes next.
+	// A client that cannot have a deadline has the endpoint's.
+	until := time.Now().Add(b.within)
+	b.until.Store(until.UnixNano())
+	paused := b.deadline(until) && b.timer.Stop()
+	if b.answered.Load() { // just now
+		b.begun()
+	}
+	n, err := b.read(p)
+	if err == nil || b.ended.Load() {
+		b.until.Store(0)
+	}
+	if paused || err == nil && b.timer.Stop() {
+		b.timer.Reset(b.within)
+	}
+	if b.answered.Load() { // meanwhile
+		b.timer.Stop()
+	}
+	return n, err
+}
+
+// late tells whether the client has let the time for a read pass.
+func (b *pacedBody) late() bool {
+	until := b.until.Load()
+	return until != 0 && time.Now().UnixNano() >= until
+}
+
+// read leaves the deadline of a client that was too slow where it is: nothing more is waited for.
+func (b *pacedBody) read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		b.deadline(time.Time{})
+		b.ended.Store(true)
 	}
 	return n, err
 }

@@ -382,8 +382,11 @@ func TestAfterTheLastIngress(t *testing.T) {
 		w.ingress(`{metadata: {name: one}, spec: {tls: [{hosts: [a.example], secretName: a}], rules: [
 		  {host: a.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}}]}}`)
 		w.until(http.StatusPermanentRedirect, "http://a.example/")
-		conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", w.https), &tls.Config{ServerName: "a.example", InsecureSkipVerify: true})
-		must(t, err)
+		var conn *tls.Conn
+		poll(t, func() (err error) { // one port opens after the other
+			conn, err = tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", w.https), &tls.Config{ServerName: "a.example", InsecureSkipVerify: true})
+			return err
+		})
 		defer conn.Close()
 		if got := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; got != "secret a.example" {
 			t.Errorf("certificate %q", got)
@@ -605,13 +608,14 @@ func TestStatus(t *testing.T) {
 	_, err = client.NetworkingV1().Ingresses("shop").Create(ctx, ing, metav1.CreateOptions{})
 	must(t, err)
 	factory := informers.NewSharedInformerFactory(client, 0)
-	var dead atomic.Bool
+	var dead, hidden atomic.Bool
 	changed := make(chan struct{}, 1)
 	done := make(chan error, 1)
 	go func() {
 		done <- Status(ctx, Config{
 			Node: "n1", Client: client, Informers: factory, StartInformers: func() {}, Changed: changed,
-			Alive: func(node string) bool { return node != "n2" || !dead.Load() }, Logger: slog.New(slog.DiscardHandler),
+			Alive:  func(node string) bool { return node != "n2" || !dead.Load() },
+			Hidden: func(node string) bool { return node == "n1" && hidden.Load() }, Logger: slog.New(slog.DiscardHandler),
 		})
 	}()
 	addresses := func(want string) {
@@ -632,9 +636,13 @@ func TestStatus(t *testing.T) {
 		})
 	}
 	addresses("192.0.2.1 192.0.2.2")
+	hidden.Store(true)
+	changed <- struct{}{}
+	addresses("192.0.2.2")
 	dead.Store(true)
 	changed <- struct{}{}
-	addresses("192.0.2.1")
+	addresses("192.0.2.1") // hidden, but there is no other
+	hidden.Store(false)
 	class, err := client.NetworkingV1().IngressClasses().Get(ctx, ClassName, metav1.GetOptions{})
 	must(t, err)
 	if class.Spec.Controller != ControllerName || class.Annotations[networkingv1.AnnotationIsDefaultIngressClass] != "true" {

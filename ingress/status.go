@@ -196,21 +196,29 @@ func (s *status) nobodyServes(peers int) bool {
 	return time.Since(s.nobody) >= nobodyFor
 }
 
-// addresses are those of the living peers that serve Ingresses.
+// addresses are those of the living peers that serve Ingresses, without hidden ones if there are others.
 func (s *status) addresses() (out []networkingv1.IngressLoadBalancerIngress, err error) {
 	nodes, err := s.nodes()
 	if err != nil {
 		return nil, fmt.Errorf("list nodes: %w", err)
 	}
+	var hidden []networkingv1.IngressLoadBalancerIngress
 	for _, n := range nodes {
 		if n.Annotations[PortsAnnotation] == "" || !s.cfg.Alive(n.Name) {
 			continue
 		}
+		to := &out
+		if s.cfg.Hidden(n.Name) {
+			to = &hidden
+		}
 		for _, a := range n.Status.Addresses {
 			if a.Type == corev1.NodeInternalIP {
-				out = append(out, networkingv1.IngressLoadBalancerIngress{IP: a.Address})
+				*to = append(*to, networkingv1.IngressLoadBalancerIngress{IP: a.Address})
 			}
 		}
+	}
+	if len(out) == 0 {
+		out = hidden
 	}
 	slices.SortFunc(out, func(a, b networkingv1.IngressLoadBalancerIngress) int { return strings.Compare(a.IP, b.IP) })
 	return out, nil

@@ -37,8 +37,9 @@ type exchange struct {
 	client   string // address
 	endpoint string // that was asked last
 	tries    int
-	answered func() // called when the response begins; may be nil
-	upgraded bool   // to another protocol
+	answered func(*http.Response) // called when the response begins; may be nil
+	late     func() bool          // the client has let its time to send the request pass; may be nil
+	upgraded bool                 // to another protocol
 }
 
 type exchangeKey struct{}

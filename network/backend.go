@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/rundigitalplatform/rookery/network/overlay"
@@ -31,18 +32,21 @@ func (n *Network) Use(ctx context.Context, kind string) error {
 		return nil
 	}
 	// Changed back soon: the device is made anew, because its routes went to the other.
-	if err := n.retire(); err != nil {
+	if err := n.retire(ctx); err != nil {
 		return fmt.Errorf("change to network backend %s: %w", kind, err)
 	}
 	next, mtu, err := n.open(kind)
 	if err != nil {
 		return fmt.Errorf("change to network backend %s: %w", kind, err)
 	}
-	if err := n.tolerant(next.SetPeers(n.measured())); err != nil {
+	if err := n.hear(ctx, n.address, n.backend, kind); err != nil {
 		return errors.Join(fmt.Errorf("change to network backend %s: %w", kind, err), next.Remove(), n.overlay.Restore())
 	}
+	if err := n.tolerant(next.SetPeers(n.measured())); err != nil {
+		return errors.Join(fmt.Errorf("change to network backend %s: %w", kind, err), next.Remove(), n.overlay.Restore(), n.hear(ctx, n.address, n.backend))
+	}
 	n.log.Info("the network backend has changed", "from", n.backend, "to", kind, "mtu", mtu)
-	n.old, n.overlay, n.backend = n.overlay, next, kind
+	n.old, n.oldBackend, n.overlay, n.backend = n.overlay, n.backend, next, kind
 	n.mtu.Store(int32(mtu))
 	n.watchPaths()
 	select {
@@ -57,6 +61,17 @@ func (n *Network) Backend() string {
 	n.overlayMu.Lock()
 	defer n.overlayMu.Unlock()
 	return n.backend
+}
+
+// Silent are the names of peers that live and do not answer the backend in use, as [overlay.Overlay.Silent]
+// finds; none before Ready. It does not wait for them, but up to 6 s for a WireGuard process that hangs, and ends that.
+func (n *Network) Silent() ([]string, error) {
+	n.overlayMu.Lock()
+	defer n.overlayMu.Unlock()
+	if n.overlay == nil {
+		return nil, nil
+	}
+	return n.overlay.Silent()
 }
 
 // SetAddress follows this machine to another address on the network between the
@@ -77,6 +92,9 @@ func (n *Network) SetAddress(ctx context.Context, address netip.Addr) error {
 		return fmt.Errorf("follow this machine to its new address: %w", err)
 	}
 	if err := n.overlay.Move(address, mtu); err != nil {
+		return fmt.Errorf("follow this machine to its new address: %w", err)
+	}
+	if err := n.hear(ctx, address, n.backend, n.oldBackend); err != nil {
 		return fmt.Errorf("follow this machine to its new address: %w", err)
 	}
 	n.log.Info("this machine has another address", "was", n.address, "is", address, "mtu", mtu)
@@ -109,6 +127,7 @@ func (n *Network) open(kind string) (*overlay.Overlay, int, error) {
 	}
 	o, err := overlay.Open(kind, overlay.Config{
 		Own: n.own(), Address: n.address, Key: n.cfg.Key, Port: n.cfg.Port, MTU: mtu, Log: n.log,
+		Command: n.cfg.WireGuard, Dir: n.cfg.Dir, Began: n.cfg.Began,
 	})
 	return o, mtu, err
 }
@@ -131,15 +150,49 @@ func (n *Network) mtuAt(kind string, address netip.Addr) (int, error) {
 }
 
 // retire ends a backend that is in use no longer. Under overlayMu.
-func (n *Network) retire() error {
-	if n.old == nil {
-		return nil
+func (n *Network) retire(ctx context.Context) error {
+	if n.old != nil {
+		if err := n.old.Remove(); err != nil {
+			return fmt.Errorf("end the backend before: %w", err)
+		}
+		n.old, n.oldBackend = nil, ""
 	}
-	if err := n.old.Remove(); err != nil {
-		return fmt.Errorf("end the backend before: %w", err)
+	return n.hear(ctx, n.address, n.backend)
+}
+
+// hear lets in what other peers' pods send over these backends, and nobody else who says that he
+// is a pod. Under overlayMu.
+func (n *Network) hear(ctx context.Context, address netip.Addr, backends ...string) error {
+	segments, err := segmentsOf(address, backends...)
+	if err != nil || slices.Equal(segments, n.segments()) {
+		return err
 	}
-	n.old = nil
+	was := n.heard.Swap(&segments)
+	if err := n.syncPods(ctx); err != nil {
+		n.heard.Store(was)
+		return err
+	}
 	return nil
+}
+
+// segments are the devices of [segmentsOf] that the rules let in now.
+func (n *Network) segments() []string {
+	if s := n.heard.Load(); s != nil {
+		return *s
+	}
+	return nil
+}
+
+// segmentsOf are the devices, other than their own, by which those backends hear other peers' pods.
+func segmentsOf(address netip.Addr, backends ...string) ([]string, error) {
+	if !slices.Contains(backends, "direct") {
+		return nil, nil
+	}
+	link, err := overlay.LinkOf(address)
+	if err != nil {
+		return nil, err
+	}
+	return []string{link.Attrs().Name}, nil
 }
 
 // SetPeers makes the other peers of the cluster reachable, and only them. It is
@@ -155,7 +208,8 @@ func (n *Network) SetPeers(ctx context.Context, peers []Peer) error {
 	return n.overlay.SetPeers(n.measured())
 }
 
-func (n *Network) closeOverlays() error {
+// close lets go of what setup opened.
+func (n *Network) close() error {
 	n.overlayMu.Lock()
 	defer n.overlayMu.Unlock()
 	var err error
@@ -163,6 +217,9 @@ func (n *Network) closeOverlays() error {
 		if o != nil {
 			err = errors.Join(err, o.Close())
 		}
+	}
+	if n.guard != nil {
+		err = errors.Join(err, n.guard.Close())
 	}
 	return err
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/rundigitalplatform/rookery/network/conntrack"
 	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/overlay"
 	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
@@ -31,8 +32,8 @@ type Feature struct {
 // Check probes what the network needs of the kernel, for pods of those ranges (the cluster's,
 // one of each IP family that it has), in a network namespace of its own that is gone
 // afterwards, so that nothing of the machine changes; and whether other programs' rules on
-// the machine refuse packets of pods. It needs root.
-func Check(ctx context.Context, pods ...netip.Prefix) []Feature {
+// the machine refuse packets of pods; the ports are those of [CheckFirewall]. It needs root.
+func Check(ctx context.Context, pods []netip.Prefix, ports ...string) []Feature {
 	out := make(chan []Feature, 1)
 	go onOwnThread(func() {
 		var all []Feature
@@ -40,7 +41,7 @@ func Check(ctx context.Context, pods ...netip.Prefix) []Feature {
 		for _, p := range pods {
 			f := nft.FamilyOf(p.Addr())
 			families = append(families, f)
-			all = append(all, checkForwarding(f), CheckFirewall(ctx, p)) // of the machine, so before leaving it
+			all = append(all, checkForwarding(f), CheckFirewall(ctx, p, ports...)) // of the machine, so before leaving it
 		}
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			out <- append(all, Feature{Name: "namespace", Required: true, Detail: "a network namespace cannot be made: " + err.Error(), Cure: "run as root"})
@@ -62,14 +63,12 @@ func checkDevices() []Feature {
 		checkLink("veth", veth, true, "", "load the kernel module veth: modprobe veth"),
 		checkLink("bridge", &netlink.Bridge{LinkAttrs: attrs()}, true, "", "load the kernel module bridge: modprobe bridge"),
 		checkTUN(),
-		checkLink("vxlan", &netlink.Vxlan{LinkAttrs: attrs(), VxlanId: 1, Port: vxlanProbePort}, false,
+		checkLink("vxlan", &netlink.Vxlan{LinkAttrs: attrs(), VxlanId: 1, Port: overlay.VXLANPort}, false,
 			"needed by the vxlan backend only", "load the kernel module vxlan (modprobe vxlan), or stay with wireguard"),
 		checkLink("wireguard", &netlink.Wireguard{LinkAttrs: attrs()}, false,
-			"the daemon runs WireGuard itself, which is slower", "load the kernel module wireguard: modprobe wireguard"),
+			"WireGuard runs as a process of its own, which is slower", "load the kernel module wireguard: modprobe wireguard"),
 	}
 }
-
-const vxlanProbePort = 4789
 
 func checkNFT(ctx context.Context, family knftables.Family) Feature {
 	f := Feature{Name: "nf_tables " + string(family), Required: true}
@@ -84,7 +83,7 @@ func checkNFT(ctx context.Context, family knftables.Family) Feature {
 				PodCIDR: netip.MustParsePrefix("fd42::/64"), ClusterCIDR: netip.MustParsePrefix("fd42::/56"), ServiceCIDR: netip.MustParsePrefix("fd43::/112"),
 			}
 		}
-		err = table.Set(ctx, podsSection, podRules(ranges, nil, nil))
+		err = table.Set(ctx, podsSection, podRules(ranges, nil, nil, nil))
 	}
 	if err != nil {
 		fib := "nft_fib_ipv4"

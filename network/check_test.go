@@ -16,7 +16,7 @@ func TestCheckFindsWhatTheTestsNeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range Check(t.Context(), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")) {
+	for _, f := range Check(t.Context(), []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}) {
 		t.Logf("%+v", f)
 		if f.Required && !f.OK {
 			t.Errorf("%s: %s; %s", f.Name, f.Detail, f.Cure)
@@ -49,11 +49,13 @@ func TestCheckKnowsOtherFirewalls(t *testing.T) {
 	}{
 		{"none", "table ip nat { chain FORWARD { type nat hook prerouting priority 0; policy drop; }; }", "", ""},
 		{"an open one", "table ip filter { chain FORWARD { type filter hook forward priority 0; policy accept; }; }", "", ""},
-		{"an administrator's", "table inet mine { chain in { type filter hook input priority 0; policy drop; }; }", "accept packets from and to 10.42.0.0/16", "accept packets from and to fd42::/56"},
-		{"ufw's", "table ip filter { chain ufw-before-input { accept; }; chain INPUT { type filter hook input priority 0; policy drop; jump ufw-before-input; }; }", "ufw allow from 10.42.0.0/16", ""},
+		{"an administrator's", "table inet mine { chain in { type filter hook input priority 0; policy drop; }; }", "accept packets from and to 10.42.0.0/16 in it, and to 6443/tcp 51820/udp", "accept packets from and to fd42::/56"},
+		{"ufw's", "table ip filter { chain ufw-before-input { accept; }; chain INPUT { type filter hook input priority 0; policy drop; jump ufw-before-input; }; }", "ufw allow from 10.42.0.0/16 && ufw allow 6443/tcp && ufw allow 51820/udp", ""},
+		{"ufw's of IPv6", "table ip6 filter { chain ufw6-before-forward { accept; }; chain FORWARD { type filter hook forward priority 0; policy drop; jump ufw6-before-forward; }; }", "", "ufw route allow from fd42::/56"},
 		{"ufw's, told", "table ip filter { chain ufw-user-input { ip saddr 10.42.0.0/16 accept; }; chain INPUT { type filter hook input priority 0; policy drop; jump ufw-user-input; }; }", "", ""},
-		{"told elsewhere", "table ip filter { chain other { ip saddr 10.42.0.0/16 accept; }; chain INPUT { type filter hook input priority 0; policy drop; }; }", "accept packets", ""},
-		{"firewalld's", strings.ReplaceAll(firewalld, "%s", ""), "firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16", "--add-source=fd42::/56"},
+		{"iptables' own", "table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }", "", "ip6tables -I FORWARD -s fd42::/56 -j ACCEPT && ip6tables -I FORWARD -d fd42::/56 -j ACCEPT, at"},
+		{"told elsewhere", "table ip filter { chain other { ip saddr 10.42.0.0/16 accept; }; chain INPUT { type filter hook input priority 0; policy drop; }; }", "iptables -I INPUT -s 10.42.0.0/16 -j ACCEPT && iptables -I INPUT -p tcp --dport 6443 -j ACCEPT && iptables -I INPUT -p udp --dport 51820 -j ACCEPT, at", ""},
+		{"firewalld's", strings.ReplaceAll(firewalld, "%s", ""), "firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16 && firewall-cmd --permanent --add-port=6443/tcp --add-port=51820/udp && firewall-cmd --reload", "--add-source=fd42::/56"},
 		{"firewalld's, told", strings.ReplaceAll(firewalld, "%s", "ip saddr 10.42.0.0/16 accept; ip6 saddr fd42::/56 accept;"), "", ""},
 	} {
 		load := exec.Command("nft", "-f", "-")
@@ -62,7 +64,7 @@ func TestCheckKnowsOtherFirewalls(t *testing.T) {
 			t.Fatalf("%s: %v: %s", c.name, err, out)
 		}
 		for pods, want := range map[netip.Prefix]string{v4: c.v4, v6: c.v6} {
-			if f := CheckFirewall(t.Context(), pods); f.OK != (want == "") || !strings.Contains(f.Cure, want) || f.OK != (f.Cure == "") {
+			if f := CheckFirewall(t.Context(), pods, "6443/tcp", "51820/udp"); f.OK != (want == "") || !strings.Contains(f.Cure, want) || f.OK != (f.Cure == "") {
 				t.Errorf("%s: for pods in %s: %+v, want the cure %q", c.name, pods, f, want)
 			}
 		}

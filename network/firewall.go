@@ -14,14 +14,17 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/overlay"
 )
 
 // CheckFirewall looks for chains of other programs (Docker, ufw, firewalld, an administrator)
 // that refuse what they do not know: a packet must be accepted by every chain of its hook, so
 // no rule of ours can let pods' through. A chain that names the pods' range, which is the
 // cluster's of one IP family, has been told. Nothing is changed: those programs would not know
-// of it. It needs root, and the nft program to read such chains.
-func CheckFirewall(ctx context.Context, pods netip.Prefix) Feature {
+// of it. The cure also opens the ports ("6443/tcp") at which the other peers reach this one; that
+// they are closed is no finding, since they may be open to the peers' addresses. It needs root,
+// and the nft program to read such chains.
+func CheckFirewall(ctx context.Context, pods netip.Prefix, ports ...string) Feature {
 	family := nft.FamilyOf(pods.Addr())
 	f := Feature{Name: "firewall " + string(family)}
 	var found, cures []string
@@ -33,7 +36,7 @@ func CheckFirewall(ctx context.Context, pods netip.Prefix) Feature {
 	for _, c := range filters {
 		if !strings.Contains(c.rules, pods.String()) {
 			found = append(found, c.name)
-			cures = append(cures, c.cure(family, pods))
+			cures = append(cures, c.cure(family, pods, ports))
 		}
 	}
 	if len(found) > 0 {
@@ -53,21 +56,71 @@ type filter struct {
 	rules string // of it and of all chains that it leads to
 }
 
-// cure is what lets packets of pods through, in the words of whose chain it is.
-func (c filter) cure(family knftables.Family, pods netip.Prefix) string {
+// ufwChain begins the names of the chains that ufw makes, for IPv4 and for IPv6.
+var ufwChain = regexp.MustCompile(`\bufw6?-`)
+
+// cure is what lets packets of pods and of other peers through, in the words of whose chain it is.
+func (c filter) cure(family knftables.Family, pods netip.Prefix, ports []string) string {
 	iptables := "iptables"
 	if family == knftables.IPv6Family {
 		iptables = "ip6tables"
 	}
+	if strings.HasSuffix(c.name, legacy) {
+		iptables += legacy
+	}
 	switch {
 	case strings.Contains(c.name, "firewalld"):
-		return fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload", pods)
-	case strings.Contains(c.rules, "ufw-"):
-		return fmt.Sprintf("ufw route allow from %[1]s && ufw route allow to %[1]s && ufw allow from %[1]s", pods)
-	case c.hook == "forward" && strings.Contains(c.rules, "DOCKER-USER"):
-		return fmt.Sprintf("%[1]s -I DOCKER-USER -s %[2]s -j ACCEPT && %[1]s -I DOCKER-USER -d %[2]s -j ACCEPT, at each start of the machine", iptables, pods)
+		open := each(" && firewall-cmd --permanent", " --add-port=", ports)
+		return fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s%s && firewall-cmd --reload", pods, open)
+	case ufwChain.MatchString(c.rules):
+		return fmt.Sprintf("ufw route allow from %[1]s && ufw route allow to %[1]s && ufw allow from %[1]s", pods) + each("", " && ufw allow ", ports)
+	case c.hook == "forward" && (c.isOfIPTables() || strings.Contains(c.rules, "DOCKER-USER")):
+		chain := "FORWARD"
+		if strings.Contains(c.rules, "DOCKER-USER") {
+			chain = "DOCKER-USER" // Docker leaves this one alone
+		}
+		return fmt.Sprintf("%[1]s -I %[2]s -s %[3]s -j ACCEPT && %[1]s -I %[2]s -d %[3]s -j ACCEPT, at each start of the machine", iptables, chain, pods)
+	case c.isOfIPTables():
+		cure := fmt.Sprintf("%s -I INPUT -s %s -j ACCEPT", iptables, pods)
+		for _, port := range ports {
+			number, protocol, _ := strings.Cut(port, "/")
+			cure += fmt.Sprintf(" && %s -I INPUT -p %s --dport %s -j ACCEPT", iptables, protocol, number)
+		}
+		return cure + ", at each start of the machine"
 	}
-	return fmt.Sprintf("accept packets from and to %s in it", pods)
+	if c.hook == "forward" {
+		ports = nil // those are for the machine
+	}
+	return fmt.Sprintf("accept packets from and to %s in it", pods) + each(", and to", " ", ports)
+}
+
+// isOfIPTables tells whether the program iptables can write it.
+func (c filter) isOfIPTables() bool {
+	_, table, _ := strings.Cut(c.name, " of ")
+	return strings.HasSuffix(table, legacy) || table == "table ip filter" || table == "table ip6 filter"
+}
+
+// legacy ends the names of the programs of the iptables from before nftables.
+const legacy = "-legacy"
+
+// each is start and then the items, each with a text before it; "" if there are none.
+func each(start, before string, items []string) string {
+	if len(items) == 0 {
+		return ""
+	}
+	return start + before + strings.Join(items, before)
+}
+
+// Ports are those at which peers with that backend take packets of each other's pods, as
+// [CheckFirewall] wants them; wireguard is the port that this backend has.
+func Ports(backend string, wireguard uint16) []string {
+	switch backend {
+	case "wireguard":
+		return []string{fmt.Sprintf("%d/udp", wireguard)}
+	case "vxlan":
+		return []string{fmt.Sprintf("%d/udp", overlay.VXLANPort)}
+	}
+	return nil // pods' packets as they are
 }
 
 // listFilters are the filters of other programs that see packets of a family.
@@ -129,9 +182,9 @@ func reached(table, from string) string {
 // listLegacy are those of the iptables from before nftables, which nft does not list; asking
 // for them where there are none would make them.
 func listLegacy(ctx context.Context, family knftables.Family) (out []filter) {
-	names, program := "/proc/net/ip_tables_names", "iptables-legacy"
+	names, program := "/proc/net/ip_tables_names", "iptables"+legacy
 	if family == knftables.IPv6Family {
-		names, program = "/proc/net/ip6_tables_names", "ip6tables-legacy"
+		names, program = "/proc/net/ip6_tables_names", "ip6tables"+legacy
 	}
 	if have, err := os.ReadFile(names); err != nil || !strings.Contains(string(have), "filter") {
 		return nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -128,6 +129,11 @@ func (l *lab) namespace(name string) {
 	l.t.Helper()
 	l.ip("netns", "add", name)
 	l.t.Cleanup(func() {
+		for _, pid := range strings.Fields(l.ip("netns", "pids", name)) { // WireGuard outlives its daemon
+			if n, err := strconv.Atoi(pid); err != nil || syscall.Kill(n, syscall.SIGKILL) != nil {
+				l.t.Logf("process %s in %s had ended", pid, name)
+			}
+		}
 		if out, err := exec.Command("ip", "netns", "delete", name).CombinedOutput(); err != nil {
 			l.t.Errorf("delete namespace %s: %v: %s", name, err, out)
 		}

@@ -56,6 +56,10 @@ type Config struct {
 	Reserved  map[string]uint16
 	Admission Admission // what pods wait for; nil: nothing
 	Log       *slog.Logger
+	// WireGuard is the command that runs [userwg.Run], for kernels that have no WireGuard. Began
+	// is told when that process started, also one that was there before; it must not block. nil: nobody is.
+	WireGuard []string
+	Began     func(time.Time) `json:"-"`
 }
 
 // Family is what the cluster has of one IP family.
@@ -105,6 +109,9 @@ func (c Config) withDefaults() Config {
 	if c.Port == 0 {
 		c.Port = 51820
 	}
+	if c.Began == nil {
+		c.Began = func(time.Time) {}
+	}
 	return c
 }
 
@@ -121,8 +128,8 @@ func (c Config) Validate() error {
 		return errors.New("the pod network needs addresses of at least one IP family")
 	case len(c.Families) > 2 || len(c.Families) == 2 && c.Families[0].Table() == c.Families[1].Table():
 		return errors.New("the pod network can have one range of each IP family and no more")
-	case c.Dir == "" || c.Log == nil:
-		return errors.New("directory and log must be set")
+	case c.Dir == "" || c.Log == nil || len(c.WireGuard) == 0:
+		return errors.New("directory, log and the command that runs WireGuard must be set")
 	}
 	for _, f := range c.Families {
 		if err := f.validate(c.Address); err != nil {
@@ -148,17 +155,23 @@ type Network struct {
 	pool    *ipam.Pool
 	ports   *hostports.Book
 	tables  map[knftables.Family]*nft.Table
+	guard   *nft.Guard   // of tables
 	mtu     atomic.Int32 // of new pods
 	sweep   chan struct{}
 	changed chan struct{} // the backend has
 	paths   *paths
 
-	overlayMu sync.Mutex
-	overlay   *overlay.Overlay
-	backend   string           // of overlay
-	address   netip.Addr       // this peer's, as it was last set
-	peers     []Peer           // as they were last set
-	old       *overlay.Overlay // the one before, which still takes packets; nil: none
+	overlayMu  sync.Mutex
+	overlay    *overlay.Overlay
+	backend    string           // of overlay
+	address    netip.Addr       // this peer's, as it was last set
+	peers      []Peer           // as they were last set
+	old        *overlay.Overlay // the one before, which still takes packets; nil: none
+	oldBackend string
+
+	// heard are the devices by which the backend direct, where it is in use or was lately, hears other
+	// peers' pods; written under overlayMu.
+	heard atomic.Pointer[[]string]
 
 	podsMu      sync.Mutex // one writer of the pods section
 	podsApplied uint64     // generation that is in the kernel, under podsMu
@@ -193,28 +206,23 @@ func (n *Network) own() (out []netip.Addr) {
 // kernel after that. It may be called once.
 func (n *Network) Run(ctx context.Context) error {
 	if err := n.setup(ctx); err != nil {
-		return fmt.Errorf("set up pod network: %w", errors.Join(err, n.closeOverlays()))
+		return fmt.Errorf("set up pod network: %w", errors.Join(err, n.close()))
 	}
 	close(n.ready)
 	n.log.Info("pod network is up", "backend", n.cfg.Backend, "addresses", n.own(), "mtu", n.mtu.Load())
 	var wait sync.WaitGroup
 	wait.Go(func() { n.followPaths(ctx) })
+	wait.Go(func() { n.guard.Run(ctx) })
 	n.keep(ctx)
 	wait.Wait()
-	return n.closeOverlays()
+	return n.close()
 }
-
-// verifyEvery is how often the rules are checked for somebody else's flush; a
-// minute of broken Services is what a user who flushes them may see.
-const verifyEvery = time.Minute
 
 // sweepAfter is how long kernels before 6.2 may hold on to a chain that is not
 // referred to any more; it takes them milliseconds.
 const sweepAfter = time.Second
 
 func (n *Network) keep(ctx context.Context) {
-	verify := time.NewTicker(verifyEvery)
-	defer verify.Stop()
 	var sweep, retire <-chan time.Time
 	for {
 		select {
@@ -236,17 +244,11 @@ func (n *Network) keep(ctx context.Context) {
 			retire = time.After(lingerFor)
 		case <-retire:
 			n.overlayMu.Lock()
-			err := n.retire()
+			err := n.retire(ctx)
 			n.overlayMu.Unlock()
 			if err != nil {
 				n.log.Warn("trying again", "error", err)
 				retire = time.After(lingerFor)
-			}
-		case <-verify.C:
-			for _, t := range n.tables {
-				if err := t.Verify(ctx); err != nil && ctx.Err() == nil {
-					n.log.Error("rules could not be checked", "error", err)
-				}
 			}
 		}
 	}
@@ -273,11 +275,16 @@ func (n *Network) write(ctx context.Context, family knftables.Family, change fun
 		return fmt.Errorf("the cluster has no addresses of family %s", family)
 	}
 	err := change(table)
+	n.sweepSoon()
+	return err
+}
+
+// sweepSoon has the chains deleted that a change of a table has emptied. It does not block.
+func (n *Network) sweepSoon() {
 	select {
 	case n.sweep <- struct{}{}:
 	default:
 	}
-	return err
 }
 
 // Addresses are those of this peer's pods, by UID, in the order of [Config.Families]: of

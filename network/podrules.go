@@ -4,11 +4,14 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 
 	"sigs.k8s.io/knftables"
 
 	"github.com/rundigitalplatform/rookery/network/hostports"
 	"github.com/rundigitalplatform/rookery/network/nft"
+	"github.com/rundigitalplatform/rookery/network/overlay"
 	"github.com/rundigitalplatform/rookery/network/refused"
 )
 
@@ -35,7 +38,7 @@ func (n *Network) syncPods(ctx context.Context) error {
 		for uid, all := range pods {
 			addrs[uid] = all[i]
 		}
-		if err := n.tables[f.Table()].Set(ctx, podsSection, podRules(f, addrs, ports)); err != nil {
+		if err := n.tables[f.Table()].Set(ctx, podsSection, podRules(f, addrs, ports, n.segments())); err != nil {
 			return err
 		}
 		// Only now: a flow that is forgotten earlier would be made again by the old rules.
@@ -45,11 +48,13 @@ func (n *Network) syncPods(ctx context.Context) error {
 	}
 	n.portsApplied = ports
 	n.podsApplied = generation
+	n.sweepSoon()
 	return nil
 }
 
-// podRules are the rules of one family that do not depend on Services.
-func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports.Port) nft.State {
+// podRules are the rules of one family that do not depend on Services. segments are the devices
+// beside those of overlays by which other peers' pods are heard.
+func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports.Port, segments []string) nft.State {
 	s := nft.NewState()
 	sources, hairpins := map[string]string{}, map[string]string{}
 	for uid, addr := range pods {
@@ -62,7 +67,7 @@ func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports
 	// Before connection tracking, so that a forged packet costs nothing.
 	s.Chains["pod-sources"] = nft.Chain{
 		Hook:  &nft.Hook{Type: knftables.FilterType, Hook: knftables.PreroutingHook, Priority: "-310"},
-		Rules: podSources(ip),
+		Rules: append(podSources(ip), outsideSources(f, segments)),
 	}
 	refused.Source.Add(s, ip)
 	s.Chains["pod-forged"] = nft.Chain{Rules: append(refused.Source.Rules(ip), "drop")}
@@ -98,6 +103,18 @@ func podRules(f Family, pods map[string]netip.Addr, ports map[string][]hostports
 	}
 	hostports.Rules(s, ip, ports, pods, f.ServiceCIDR)
 	return s
+}
+
+// outsideSources drops what comes from outside with an address of the cluster's own: it would
+// pass for a pod with policies and with the cluster DNS. Both overlays' devices may be heard, as
+// one is still listened to after a change to the other.
+func outsideSources(f Family, segments []string) string {
+	var devices []string
+	for _, d := range append([]string{"lo", anchorDevice, overlay.WireGuardDevice, overlay.VXLANDevice}, segments...) {
+		devices = append(devices, strconv.Quote(d))
+	}
+	return fmt.Sprintf(`iifname != "%s*" iifname != { %s } %s saddr { %s, %s } goto pod-forged`,
+		devicePrefix, strings.Join(devices, ", "), f.Table(), f.ClusterCIDR.Masked(), f.ServiceCIDR.Masked())
 }
 
 // podSources drop what no pod may send.

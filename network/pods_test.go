@@ -23,14 +23,17 @@ func TestPodsReachEachOther(t *testing.T) {
 	for _, backend := range []string{"wireguard", "vxlan", "direct"} {
 		for _, families := range []string{"4", "6", "64"} {
 			t.Run(backend+" "+families, func(t *testing.T) {
-				l := newLabOf(t, 2, backend, families)
-				h1, h2 := l.hosts[0], l.hosts[1]
+				l := newLabOf(t, 3, backend, families)
+				h1, h2, outside := l.hosts[0], l.hosts[1], l.hosts[2]
 				h1.up()
 				h2.up()
 				l.peers()
 				a, b, c := h1.pod("a"), h1.pod("b"), h2.pod("c")
 				for i := range families {
 					reachEachOther(t, a.addrs[i], b.addrs[i], c.addrs[i], a, b, c)
+					if backend != "direct" { // where packets have no other sign of who sent them
+						strangerIsNoPod(t, outside, a, a.addrs[i], c.addrs[i])
+					}
 				}
 
 				// A dead peer's pods are refused at once, and are back with it.
@@ -103,9 +106,45 @@ func reachEachOther(t *testing.T, ofA, ofB, ofC string, a, b, c *pod) {
 	}
 }
 
+// strangerIsNoPod sends to a pod from a machine that is no peer, by a peer, with the cluster's own addresses.
+func strangerIsNoPod(t *testing.T, outside *machine, a *pod, ofA, ofC string) {
+	t.Helper()
+	of := byFamily(ofA)
+	outside.run("ip", "route", "add", ofA, "via", a.m.at(ofA))
+	for _, source := range []string{ofC, a.m.own(ofA), of("10.43.0.77", "fd43::77")} {
+		before := a.datagrams(ofA)
+		only(t, a.m.dial("udp", on(ofA, 8080), 1), "a "+a.m.own(ofA))
+		if got := a.datagrams(ofA) - before; got != 1 {
+			t.Fatalf("%d datagrams were counted for one", got)
+		}
+		outside.run("ip", "addr", "add", alone(source), "dev", "lo", "nodad")
+		only(t, outside.dial("udp", on(ofA, 8080), 1, briefly, "NETT_FROM="+on(source, 5555)), "error: timeout")
+		if got := a.datagrams(ofA) - before; got != 1 {
+			t.Errorf("a pod got what a stranger sent as %s", source)
+		}
+		if noted := a.m.run("nft", "list", "set", of("ip", "ip6"), "rookery", "refused-source"); !strings.Contains(noted, `"eth0" . `+source) {
+			t.Errorf("what came from outside as %s is not noted: %s", source, noted)
+		}
+	}
+}
+
+// datagrams are those that the pod's sockets have been given, in the family of like.
+func (p *pod) datagrams(like string) (n int) {
+	p.m.lab.t.Helper()
+	if strings.Contains(like, ":") {
+		_, rest, _ := strings.Cut(p.run("cat", "/proc/net/snmp6"), "Udp6InDatagrams")
+		fmt.Sscan(rest, &n)
+		return n
+	}
+	lines := strings.SplitAfter(p.run("cat", "/proc/net/snmp"), "\nUdp: ")
+	fmt.Sscan(lines[2], &n)
+	return n
+}
+
 func TestRestartAdoptsEverything(t *testing.T) {
-	for _, families := range []string{"4", "46"} {
-		t.Run(families, func(t *testing.T) { restartAdoptsEverything(t, newLabOf(t, 2, "vxlan", families)) })
+	for _, way := range []string{"vxlan 4", "vxlan 46", "wireguard 46"} {
+		backend, families, _ := strings.Cut(way, " ")
+		t.Run(way, func(t *testing.T) { restartAdoptsEverything(t, newLabOf(t, 2, backend, families)) })
 	}
 }
 

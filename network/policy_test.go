@@ -102,6 +102,8 @@ func TestPolicies(t *testing.T) {
 		h1.up()
 		h2.up()
 		l.peers()
+		h1.serves("machine")
+		l.hosts[2].serves("outside")
 		server, near, far := l.run(h1, "shop", "server"), l.run(h1, "shop", "near"), l.run(h2, "shop", "far")
 		other := l.run(h2, "desk", "other")
 		for _, addr := range server.addrs {
@@ -205,14 +207,19 @@ func policies(t *testing.T, l *policed, ip string, server, near, far, other *pod
 			}
 		}
 	})
+	noEgress := policyOf("shop", "out", "{podSelector: {matchLabels: {app: near}}, policyTypes: [Egress]}")
 	t.Run("egress", func(t *testing.T) {
 		l.policies()
+		toOutside, toMachine := on(outside.at(ip), 8080), on(h1.at(ip), 8080)
 		soon(t, "before", tcp(near, at), "server "+near.at(ip))
-		l.policies(policyOf("shop", "out", "{podSelector: {matchLabels: {app: near}}, policyTypes: [Egress]}"))
+		only(t, near.dial("tcp", on(other.at(ip), 8080), 1), "other "+near.at(ip))
+		only(t, near.dial("tcp", toOutside, 1), "outside "+h1.at(ip))
+		only(t, near.dial("tcp", toMachine, 1), "machine "+near.at(ip))
+		l.policies(noEgress)
 		soon(t, "to a pod of the same peer", tcp(near, at), refused)
 		only(t, near.dial("tcp", on(other.at(ip), 8080), 1), refused)
-		only(t, near.dial("tcp", on(outside.at(ip), 9), 1), refused)
-		only(t, near.dial("tcp", on(h1.at(ip), 9), 1), refused)
+		only(t, near.dial("tcp", toOutside, 1), refused)
+		only(t, near.dial("tcp", toMachine, 1), refused)
 		only(t, server.dial("tcp", on(near.at(ip), 8080), 1), "near "+server.at(ip))
 		l.policies(policyOf("shop", "out", "{podSelector: {matchLabels: {app: near}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {name: desk}}}], ports: [{port: web}]}, {to: [{ipBlock: {cidr: '"+alone(ip)+"'}}]}]}"))
 		soon(t, "to the other namespace", tcp(near, on(other.at(ip), 8080)), "other "+near.at(ip))
@@ -279,11 +286,72 @@ func policies(t *testing.T, l *policed, ip string, server, near, far, other *pod
 			l.policies()
 			soon(t, "UDP afterwards", flow(from), "server "+from.at(ip))
 		}
+		// Nor does an answer that comes after its flow was ended open the way again.
+		late := func(say string) map[string]int {
+			return near.dial("udp", at, 1, "NETT_FROM="+on(near.at(ip), 5557), "NETT_SAY="+say)
+		}
+		only(t, late("later\\n"), "server "+near.at(ip))
+		l.policies(denyAll)
+		soon(t, "denied", tcp(near, at), refused)
+		only(t, h1.dial("udp", at, 1), "server "+h1.own(ip))
+		eventually(t, patience, func() string {
+			if late("")["server "+near.at(ip)] > 0 {
+				return "a late answer has opened the way again"
+			}
+			return ""
+		})
+		l.policies()
 		soon(t, "TCP afterwards", tcp(near, at), "server "+near.at(ip))
 		// A flow that goes on being allowed is not touched.
 		hold := near.hold(at)
 		l.policies(denyAll, policyOf("shop", "near", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: near}}}]}]}"))
 		soon(t, "denied", tcp(far, at), refused)
+		if got := hold("still"); got != "still" {
+			t.Errorf("an allowed connection was cut: %s", got)
+		}
+	})
+	t.Run("established connections out", func(t *testing.T) {
+		for name, to := range map[string]struct{ at, answer string }{
+			"a pod of another peer":                {on(far.at(ip), 8080), "far " + near.at(ip)},
+			"its machine":                          {on(h1.own(ip), 8080), "machine " + near.at(ip)},
+			"outside, under the machine's address": {on(outside.at(ip), 8080), "outside " + h1.at(ip)},
+		} {
+			l.policies()
+			soon(t, name, tcp(near, to.at), to.answer)
+			hold, next := near.hold(to.at), near.stream(to.at)
+			if got, heard := hold("still"), next(); got != "still" || heard != "tick" {
+				t.Fatalf("%s: %s, %s", name, got, heard)
+			}
+			flow := func() map[string]int { return near.dial("udp", to.at, 1, "NETT_FROM="+on(near.at(ip), 5556)) }
+			soon(t, "UDP to "+name, flow, to.answer)
+			l.policies(noEgress)
+			eventually(t, patience, func() string {
+				if hold("still") == "still" {
+					return name + " is still talked to"
+				}
+				return ""
+			})
+			eventually(t, patience, func() string {
+				if next() == "tick" {
+					return name + " still talks"
+				}
+				return ""
+			})
+			eventually(t, patience, func() string {
+				if flow()[to.answer] > 0 {
+					return name + " still answers by UDP"
+				}
+				return ""
+			})
+			// What is let through again is carried again, by the same ports.
+			l.policies()
+			soon(t, "UDP again to "+name, flow, to.answer)
+		}
+		// A flow that goes on being allowed is not touched.
+		soon(t, "afterwards", tcp(near, on(outside.at(ip), 8080)), "outside "+h1.at(ip))
+		hold := near.hold(on(outside.at(ip), 8080))
+		l.policies(noEgress, policyOf("shop", "outside", "{podSelector: {matchLabels: {app: near}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: '"+alone(outside.at(ip))+"'}}]}]}"))
+		soon(t, "not allowed", tcp(near, at), refused)
 		if got := hold("still"); got != "still" {
 			t.Errorf("an allowed connection was cut: %s", got)
 		}
@@ -344,6 +412,30 @@ func TestPoliciesOfBothFamilies(t *testing.T) {
 	soon(t, "a block of IPv6, by IPv4", dial(far, server.addrs[0]), refused)
 	soon(t, "a block of IPv6", dial(far, server.addrs[1]), "server "+far.addrs[1])
 	soon(t, "who is not in the block", dial(near, server.addrs[1]), refused)
+
+	l.policies(policyOf("shop", "deny", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}"))
+	services, slices := l.hello(near)
+	l.put(services, slices)
+	for _, damage := range []string{
+		"flush ruleset",
+		"flush table ip rookery; flush table ip6 rookery",
+		"flush chain ip rookery services; flush chain ip6 rookery services; flush chain ip rookery policy-ingress-forward; flush chain ip6 rookery policy-ingress-forward",
+		fmt.Sprintf("delete element ip rookery service-ips { %s . tcp . 80 }; delete element ip6 rookery service-ips { %s . tcp . 80 }", clusterIP, clusterIP6) +
+			fmt.Sprintf("; delete element ip rookery policy-ingress { %s }; delete element ip6 rookery policy-ingress { %s }", server.addrs[0], server.addrs[1]),
+	} {
+		holds := func(when string) {
+			t.Helper()
+			for i, ip := range services[0].Spec.ClusterIPs {
+				soon(t, "the Service "+when, func() map[string]int { return h1.dial("tcp", on(ip, 80), 1, briefly) }, "near "+h1.own(ip))
+				soon(t, "the policy "+when, dial(far, server.addrs[i]), refused)
+			}
+		}
+		holds("before " + damage)
+		h1.run("nft", damage)
+		begin := time.Now()
+		holds("after " + damage)
+		t.Logf("%s undone and seen after %s", damage, time.Since(begin))
+	}
 }
 
 func containsAny(s string, parts ...string) bool {

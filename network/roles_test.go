@@ -32,6 +32,7 @@ import (
 
 	"github.com/rundigitalplatform/rookery/network"
 	"github.com/rundigitalplatform/rookery/network/announce"
+	"github.com/rundigitalplatform/rookery/network/overlay/userwg"
 	"github.com/rundigitalplatform/rookery/network/policy"
 	"github.com/rundigitalplatform/rookery/network/services"
 )
@@ -55,6 +56,8 @@ func TestMain(m *testing.M) {
 		err = blastRole()
 	case "router":
 		err = routerRole()
+	case "wireguard":
+		err = userwg.Run(context.Background(), os.Stdin, os.Stdout, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -92,7 +95,7 @@ type host struct {
 	net       *network.Network
 	services  *cachetesting.FakeControllerSource
 	slices    *cachetesting.FakeControllerSource
-	policies  map[string]*cachetesting.FakeControllerSource // policies, pods and namespaces
+	policies  map[string]*cachetesting.FakeControllerSource // policies, pods and namespaces; service and slice, as above
 	have      map[string]bool
 	announcer *announce.Announcer
 	moved     chan struct{}
@@ -121,7 +124,7 @@ func hostRole() error {
 		if err := json.Unmarshal(line, &r); err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // WireGuard may be waited for, killed and started anew
 		var a answer
 		a.Text, err = h.do(ctx, r)
 		cancel()
@@ -157,6 +160,9 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 	case "paths": // looks for as long as it takes
 		all, err := json.Marshal(h.net.Paths(context.WithoutCancel(ctx), r.Look))
 		return string(all), err
+	case "silent":
+		names, err := h.net.Silent()
+		return strings.Join(names, " "), err
 	case "put":
 		for _, s := range r.Services {
 			h.put(h.services, "service "+s.Namespace+"/"+s.Name, s)
@@ -170,6 +176,10 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 		replace(h, "pods", r.Pods)
 		replace(h, "namespaces", r.Namespaces)
 		return "", h.seen(ctx, r.Pods)
+	case "services": // all that there are
+		replace(h, "service", r.Services)
+		replace(h, "slice", r.Slices)
+		return "", nil
 	case "dead":
 		h.mu.Lock()
 		clear(h.dead)
@@ -182,7 +192,7 @@ func (h *host) do(ctx context.Context, r request) (string, error) {
 		return "", nil
 	case "check":
 		var out strings.Builder
-		for _, f := range network.Check(ctx, r.Ranges...) {
+		for _, f := range network.Check(ctx, r.Ranges, network.Ports(r.Backend, 51820)...) {
 			if !f.OK && strings.HasPrefix(f.Name, "firewall") {
 				fmt.Fprintf(&out, "%s: %s -> %s\n", f.Name, f.Detail, f.Cure)
 			}
@@ -278,6 +288,7 @@ func (h *host) start(ctx context.Context, r request) error {
 	cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
 	cfg.Admission = h
+	cfg.WireGuard = []string{"env", "NETT_ROLE=wireguard", os.Args[0]}
 	if h.net, err = network.New(cfg); err != nil {
 		return err
 	}
@@ -289,6 +300,7 @@ func (h *host) start(ctx context.Context, r request) error {
 		return err
 	}
 	h.services, h.slices = cachetesting.NewFakeControllerSource(), cachetesting.NewFakeControllerSource()
+	h.policies["service"], h.policies["slice"] = h.services, h.slices
 	if _, err := h.do(ctx, request{Verb: "put", Services: r.Services, Slices: r.Slices}); err != nil {
 		return err
 	}
@@ -320,13 +332,18 @@ func (h *host) start(ctx context.Context, r request) error {
 		Ours: func(a netip.Addr) bool {
 			return netip.MustParsePrefix("192.168.77.240/28").Contains(a) || netip.MustParsePrefix("fd77::f0/124").Contains(a)
 		},
-		Peers: func() (out []string) {
+		Peers: func() (out []announce.Peer) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			for _, name := range []string{"h1", "h2"} {
+			for i, name := range []string{"h1", "h2"} {
 				if !h.dead[name] {
-					out = append(out, name)
+					out = append(out, announce.Peer{Name: name, Addresses: []netip.Addr{
+						netip.MustParseAddr(fmt.Sprint("192.168.77.", i+1)), netip.MustParseAddr(fmt.Sprint("fd77::", i+1)),
+					}})
 				}
+			}
+			for i := range 8 { // of another site; it would be given every second address at least
+				out = append(out, announce.Peer{Name: fmt.Sprint("far", i), Addresses: []netip.Addr{netip.MustParseAddr("192.168.78.1"), netip.MustParseAddr("fd78::1")}})
 			}
 			return out
 		},
@@ -353,8 +370,8 @@ func (h *host) start(ctx context.Context, r request) error {
 	}
 }
 
-// podRole answers on TCP and UDP port 8080 with its name and the client's address; on TCP
-// it then echoes.
+// podRole answers on TCP and UDP port 8080, and that of SCTP if the kernel has it, with its
+// name and the client's address; on TCP it then echoes, by UDP an answer may be wanted later.
 func podRole() error {
 	name := os.Getenv("NETT_NAME")
 	l, err := net.Listen("tcp", ":8080")
@@ -369,7 +386,14 @@ func podRole() error {
 	if err != nil {
 		return err
 	}
+	signals, err := listenSCTP(8080)
+	if err != nil && !errors.Is(err, errNoSCTP) {
+		return err
+	}
 	fmt.Println("ready")
+	if signals != nil {
+		go greet(signals, name)
+	}
 	go func() { // for blastRole: swallows everything, then says so
 		for {
 			c, err := sink.Accept()
@@ -384,16 +408,31 @@ func podRole() error {
 	}()
 	go func() {
 		buf := make([]byte, 1500)
+		var later net.Addr
 		for {
-			_, from, err := u.ReadFrom(buf)
+			n, from, err := u.ReadFrom(buf)
 			if err != nil {
 				return
+			}
+			if string(buf[:n]) == "later\n" { // to be answered before the next one who asks
+				later = from
+				continue
+			}
+			if later != nil && later.String() != from.String() {
+				if _, err := u.WriteTo([]byte("late\n"), later); err != nil {
+					return
+				}
+				later = nil
 			}
 			if _, err := u.WriteTo([]byte(name+" "+hostOf(from)+"\n"), from); err != nil {
 				return
 			}
 		}
 	}()
+	return greet(l, name)
+}
+
+func greet(l net.Listener, name string) error {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -452,14 +491,19 @@ func dialRole() error {
 		}
 	}
 	for range n {
-		c, err := d.Dial(os.Getenv("NETT_NETWORK"), os.Getenv("NETT_TARGET"))
+		var c net.Conn
+		if os.Getenv("NETT_NETWORK") == "sctp" {
+			c, err = dialSCTP(os.Getenv("NETT_TARGET"), d.Timeout)
+		} else {
+			c, err = d.Dial(os.Getenv("NETT_NETWORK"), os.Getenv("NETT_TARGET"))
+		}
 		if err != nil {
 			fmt.Println("error: " + reason(err))
 			continue
 		}
 		patience := 5 * time.Second // who has answered a SYN will say more, however busy the machine is
 		if strings.HasPrefix(os.Getenv("NETT_NETWORK"), "udp") {
-			patience = 3 * time.Second
+			patience = d.Timeout
 		}
 		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 			return err

@@ -141,9 +141,7 @@ func serviceAcrossPeers(t *testing.T, l *lab, ip string, a, b, c, client *pod) {
 		l.put(services, slices)
 		eventually(t, patience, func() string { return want(outside.dial("tcp", node2, enough), "c") })
 		only(t, outside.dial("tcp", node2, 3), "c "+outside.at(ip))
-		if got := want(client.dial("tcp", node1, enough), "a", "b", "c"); got != "" {
-			t.Errorf("from inside: %s", got)
-		}
+		eventually(t, patience, func() string { return want(client.dial("tcp", node1, enough), "a", "b", "c") })
 		local := corev1.ServiceInternalTrafficPolicyLocal
 		services, slices = l.hello(b, c)
 		services[0].Spec.InternalTrafficPolicy = &local
@@ -160,12 +158,58 @@ func serviceAcrossPeers(t *testing.T, l *lab, ip string, a, b, c, client *pod) {
 		services, slices := l.hello(a, b, c)
 		services[0].Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 		l.put(services, slices)
+		var kept string // what answers the client
+		one := func(way func() map[string]int) func() string {
+			return func() string {
+				got := way()
+				if len(got) != 1 {
+					return fmt.Sprint(got)
+				}
+				for answer := range got {
+					kept = answer
+				}
+				return ""
+			}
+		}
+		eventually(t, patience, one(func() map[string]int { return outside.dial("tcp", node1, enough) }))
+		eventually(t, patience, one(func() map[string]int { return client.dial("udp", on(ip, 53), enough) }))
+		eventually(t, patience, one(func() map[string]int { return client.dial("tcp", web, enough) }))
+		// It is kept when others come and go, and ends with its endpoint.
+		all, rest := map[string]*pod{"a": a, "b": b, "c": c}, []*pod{}
+		for name, p := range all {
+			if !strings.HasPrefix(kept, name+" ") {
+				rest = append(rest, p)
+			}
+		}
+		lost := kept
+		affine := func(timeout int32, pods ...*pod) {
+			services, slices := l.hello(pods...)
+			services[0].Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+			services[0].Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &timeout}}
+			l.put(services, slices)
+		}
+		affine(10800, rest...)
 		eventually(t, patience, func() string {
-			if got := client.dial("tcp", web, enough); len(got) != 1 {
-				return fmt.Sprint(got)
+			if got := one(func() map[string]int { return client.dial("tcp", web, enough) })(); got != "" {
+				return got
+			}
+			if kept == lost || strings.HasPrefix(kept, "error") {
+				return "it is answered by " + kept
 			}
 			return ""
 		})
+		// After its time somebody else may answer: of three, one of 20 tries at the latest.
+		affine(1, a, b, c)
+		answers := map[string]int{}
+		for i := 0; i < 20 && len(answers) < 2; i++ {
+			time.Sleep(1500 * time.Millisecond)
+			for answer, n := range client.dial("tcp", web, 1) {
+				answers[answer] += n
+			}
+		}
+		if len(answers) < 2 {
+			t.Errorf("after a second without a connection the client was still sent to the same: %v", answers)
+		}
 	})
 	t.Run("weights", func(t *testing.T) {
 		services, slices := l.hello(a, b, c)
@@ -199,6 +243,26 @@ func serviceAcrossPeers(t *testing.T, l *lab, ip string, a, b, c, client *pod) {
 		}
 		l.put(services, slices)
 		eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "c") })
+	})
+	t.Run("terminating endpoints", func(t *testing.T) {
+		// They get nothing while others are ready, and everything when only they can serve.
+		no, yes := false, true
+		ends := discoveryv1.EndpointConditions{Ready: &no, Serving: &yes, Terminating: &yes}
+		failed := discoveryv1.EndpointConditions{Ready: &no, Serving: &no, Terminating: &no}
+		services, slices := l.hello(a, b, c)
+		for _, s := range slices {
+			s.Endpoints[0].Conditions = ends
+		}
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "b", "c") })
+		eventually(t, patience, func() string { return want(outside.dial("tcp", node1, enough), "b", "c") })
+		services, slices = l.hello(a, b, c)
+		for _, s := range slices {
+			s.Endpoints[0].Conditions, s.Endpoints[1].Conditions, s.Endpoints[2].Conditions = ends, failed, ends
+		}
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(client.dial("tcp", web, enough), "a", "c") })
+		eventually(t, patience, func() string { return want(outside.dial("tcp", node2, enough), "a", "c") })
 	})
 	t.Run("UDP goes on", func(t *testing.T) {
 		// A client that keeps its port, and with it its tracked flow, is sent to the endpoint that comes next.
@@ -273,15 +337,32 @@ func serviceAcrossPeers(t *testing.T, l *lab, ip string, a, b, c, client *pod) {
 		eventually(t, patience, func() string { return part(ask(h2), refused) })
 	})
 	t.Run("no endpoints", func(t *testing.T) {
-		l.put(l.hello())
+		services, slices := l.hello()
+		external := of("192.0.2.7", "2001:db8::7")
+		services[0].Spec.ExternalIPs = []string{external}
+		h1.run("ip", "route", "replace", external, "via", outside.at(ip)) // as a default route would lead it out
+		l.put(services, slices)
 		eventually(t, patience, func() string {
-			for _, got := range []map[string]int{client.dial("tcp", web, 1), h1.dial("tcp", web, 1), outside.dial("tcp", node1, 1)} {
+			for _, got := range []map[string]int{
+				client.dial("tcp", web, 1), h1.dial("tcp", web, 1), outside.dial("tcp", node1, 1),
+				client.dial("tcp", on(external, 80), 1), h1.dial("tcp", on(external, 80), 1), outside.dial("tcp", on(external, 80), 1),
+			} {
 				if got[refused] != 1 {
 					return fmt.Sprint(got)
 				}
 			}
 			return ""
 		})
+		// What the machine itself serves on that port is not the Service.
+		only(t, outside.dial("tcp", on(h2.at(ip), 8080), 1), "machine "+outside.at(ip))
+		services[0].Spec.Ports[0].Port = 8080
+		services[0].Spec.ExternalIPs = []string{h2.at(ip)}
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(outside.dial("tcp", on(h2.at(ip), 8080), 1), "error:") })
+		only(t, outside.dial("tcp", on(h2.at(ip), 8080), 1), refused)
+		services[0].Spec.ExternalIPs = nil
+		l.put(services, slices)
+		eventually(t, patience, func() string { return want(outside.dial("tcp", on(h2.at(ip), 8080), 1), "machine") })
 	})
 }
 
@@ -332,7 +413,7 @@ func deadPeerLeavesAtOnce(t *testing.T, l *lab) {
 	for i, ip := range ips {
 		// Read once a millisecond what the kernel has.
 		eventually(t, patience, func() string {
-			if rules := h1.run("nft", "list", "chain", string(h1.ranges[i].Table()), "rookery", "cluster-test/hello/tcp/http"); strings.Contains(rules, c.at(ip)) {
+			if rules := h1.run("nft", "list", "map", string(h1.ranges[i].Table()), "rookery", "service-ips-tcp-endpoints"); strings.Contains(rules, c.at(ip)) {
 				return rules
 			}
 			return ""

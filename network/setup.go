@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -69,6 +70,14 @@ func (n *Network) setup(ctx context.Context) error {
 		}
 		n.tables[f.Table()] = table
 	}
+	if n.guard, err = nft.NewGuard(n.log, slices.Collect(maps.Values(n.tables))...); err != nil {
+		return err
+	}
+	segments, err := segmentsOf(n.cfg.Address, n.cfg.Backend)
+	if err != nil {
+		return err
+	}
+	n.heard.Store(&segments)
 	if err := n.syncPods(ctx); err != nil {
 		return err
 	}

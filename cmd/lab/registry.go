@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -39,11 +40,17 @@ func registryCommand() *cobra.Command {
 			}
 			r.Set(prefix, registry.Rule{User: user, Password: password})
 		}
+		server := &http.Server{Addr: listen, Handler: r}
+		defer context.AfterFunc(c.Context(), func() { server.Close() })() // on a signal
 		fmt.Println("listening on", listen)
+		serve := server.ListenAndServe
 		if cert != "" {
-			return http.ListenAndServeTLS(listen, cert, key, r)
+			serve = func() error { return server.ListenAndServeTLS(cert, key) }
 		}
-		return http.ListenAndServe(listen, r)
+		if err := serve(); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
 	}}
 	c.Flags().StringVar(&listen, "listen", ":5000", "address to listen on")
 	c.Flags().StringVar(&cert, "tls-cert", "", "serve TLS with this certificate")

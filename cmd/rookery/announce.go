@@ -45,26 +45,19 @@ func (p *peer) announcer(pool []controller.AddressRange) *announce.Announcer {
 	return a
 }
 
-// balancing are the peers that live and balance Services for others on the LAN: all but
-// witnesses, and those that cannot be dialled unless there are no others.
-func (p *peer) balancing() (names []string) {
+// balancing are the peers that live and balance Services for others on the LAN: all but witnesses.
+func (p *peer) balancing() (peers []announce.Peer) {
 	records, err := p.registry.Peers()
 	if err != nil {
 		p.log.Error("peer records are not readable", "err", err)
 		return nil
 	}
-	var hidden []string
 	for _, r := range records {
-		switch seen, _ := p.members.Member(r.Name); {
-		case r.Witness || r.Name != p.id.Name() && !p.live.alive(r.Name):
-		case seen.Hidden:
-			hidden = append(hidden, r.Name)
-		default:
-			names = append(names, r.Name)
+		if r.Witness || r.Name != p.id.Name() && !p.live.alive(r.Name) {
+			continue
 		}
+		seen, _ := p.members.Member(r.Name)
+		peers = append(peers, announce.Peer{Name: r.Name, Addresses: p.addresses(r.Name), Hidden: seen.Hidden})
 	}
-	if len(names) == 0 {
-		return hidden
-	}
-	return names
+	return peers
 }

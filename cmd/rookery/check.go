@@ -45,7 +45,7 @@ func checkCommand() *cobra.Command {
 				return err
 			}
 		}
-		all = append(all, kernel(c.Context(), settings)...)
+		all = append(all, kernel(c.Context(), cfg, settings)...)
 		all = append(all, check.Clock(time.Now()))
 		ctx, cancel := context.WithTimeout(c.Context(), 10*time.Second)
 		defer cancel()
@@ -122,13 +122,19 @@ func ports(ctx context.Context, cfg config) []check.Port {
 	return all
 }
 
+// betweenPeers are the ports at which a peer is reached by the others, as "6443/tcp".
+func (c config) betweenPeers(backend string) []string {
+	all := []string{fmt.Sprintf("%d/tcp", c.Port), fmt.Sprintf("%d/tcp", c.GossipPort), fmt.Sprintf("%d/udp", c.GossipPort)}
+	return append(all, network.Ports(backend, c.WireGuardPort)...)
+}
+
 // kernel is what package network needs of it, and of others' firewalls, for the cluster's pods.
-func kernel(ctx context.Context, settings identity.Settings) (all []check.Finding) {
+func kernel(ctx context.Context, cfg config, settings identity.Settings) (all []check.Finding) {
 	var pods []netip.Prefix
 	for _, r := range settings.Ranges() {
 		pods = append(pods, r.PodCIDR)
 	}
-	for _, f := range network.Check(ctx, pods...) {
+	for _, f := range network.Check(ctx, pods, cfg.betweenPeers(settings.Backend)...) {
 		found := check.Finding{What: "kernel: " + f.Name, Level: check.OK, Found: f.Detail, Cure: f.Cure}
 		switch {
 		case f.OK:

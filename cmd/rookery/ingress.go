@@ -109,6 +109,10 @@ func (p *peer) ingressConfig() (ingress.Config, error) {
 	cfg.Client, err = kubernetes.NewForConfig(p.api.ClientConfig("system:rookery-ingress", "system:masters"))
 	cfg.Node, cfg.Informers, cfg.StartInformers = p.id.Name(), p.api.Informers(), p.api.StartInformers
 	cfg.Alive, cfg.Logger = p.live.alive, p.log.With("room", "ingress")
+	cfg.Hidden = func(node string) bool {
+		m, _ := p.members.Member(node)
+		return m.Hidden
+	}
 	return cfg, err
 }
 

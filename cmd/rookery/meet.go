@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/cmd/rookery/admin"
@@ -18,6 +19,10 @@ func (p *peer) unmet(m cluster.Member) error {
 
 // meetings are what is wrong between this peer and those that live.
 func (p *peer) meetings(s admin.Status) (all []admin.Problem) {
+	silent, err := p.network.Silent()
+	if err != nil {
+		all = append(all, admin.Problem{What: "which peers answer this one on the pod network is not known: " + err.Error(), Do: "see the log of rookery on this peer; what has ended is brought up again by itself"})
+	}
 	for _, peer := range s.Peers {
 		m, ok := p.members.Member(peer.Name)
 		if !ok || m.Self || !m.State.Up() {
@@ -27,6 +32,12 @@ func (p *peer) meetings(s admin.Status) (all []admin.Problem) {
 			all = append(all, admin.Problem{
 				What: fmt.Sprintf("peer %s and this one cannot dial each other: neither pods nor logs nor the cluster's state pass between them: %s", peer.Name, err),
 				Do:   fmt.Sprintf("let one of the two be dialled: its firewall or router has to let in %d/tcp, %d/tcp and udp, and %d/udp", p.cfg.Port, p.cfg.GossipPort, p.cfg.WireGuardPort)})
+			continue
+		}
+		if slices.Contains(silent, peer.Name) {
+			all = append(all, admin.Problem{
+				What: fmt.Sprintf("pods of this peer and of %s do not reach each other: it lives, and has answered none of WireGuard's handshakes when there was last something to send", peer.Name),
+				Do:   fmt.Sprintf("let %d/udp pass in both directions between the two machines (%s), then look again: rookery net check", p.cfg.WireGuardPort, peer.Address)})
 			continue
 		}
 		why := p.keepers.Meeting(peer.Name).Undialled

@@ -135,7 +135,7 @@ func (p *peer) addresses(name string) []netip.Addr {
 func (p *peer) balancers() (all []dnsserver.Peer) {
 	for _, m := range p.members.Snapshot() {
 		if addrs := p.addresses(m.Name); len(addrs) > 0 && !m.Witness {
-			all = append(all, dnsserver.Peer{Name: m.Name, Addrs: addrs, Alive: p.live.alive(m.Name)})
+			all = append(all, dnsserver.Peer{Name: m.Name, Addrs: addrs, Alive: p.live.alive(m.Name), Hidden: m.Hidden})
 		}
 	}
 	slices.SortFunc(all, func(a, b dnsserver.Peer) int { return strings.Compare(a.Name, b.Name) })

@@ -125,6 +125,9 @@ func printProbes(out io.Writer, probes []admin.Probe) error {
 		if p.Note != "" {
 			reached += ": " + p.Note
 		}
+		if p.Untried != "" {
+			reached = "not tried: " + p.Untried
+		}
 		if p.Failed != "" {
 			reached = "NO: " + p.Failed
 		}

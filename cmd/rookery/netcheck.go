@@ -14,6 +14,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/rundigitalplatform/rookery/cluster"
@@ -49,7 +51,8 @@ func (p *peer) netCheck(ctx context.Context) []admin.Probe {
 	}
 	paths := make(chan []admin.Probe, 1)
 	go func() { paths <- p.lookAtPaths(ctx) }()
-	ways := slices.Concat(p.waysToPeers(records), p.waysToPods(), p.waysToServices())
+	pods, untried := p.waysToPods()
+	ways := slices.Concat(p.waysToPeers(records), pods, p.waysToServices())
 	all := try(ctx, self, ways, new(net.Dialer).DialContext)
 	inside, cancel := context.WithTimeout(ctx, insideTimeout)
 	defer cancel()
@@ -59,7 +62,7 @@ func (p *peer) netCheck(ctx context.Context) []admin.Probe {
 	if err != nil {
 		all = append(all, admin.Probe{From: pod, To: "everything", What: "pod network", Failed: err.Error()})
 	}
-	return append(all, <-paths...)
+	return slices.Concat(all, untried, <-paths)
 }
 
 // lookAtPaths says what packets get to the other peers.
@@ -125,9 +128,19 @@ func (p *peer) waysToPeers(records []cluster.Peer) (ways []way) {
 	return ways
 }
 
-// waysToPods lead to one pod on each peer.
-func (p *peer) waysToPods() (ways []way) {
-	for node, pod := range p.onePodEach() {
+// waysToPods lead to one pod on each peer. The probes are of peers that have pods, none of which can
+// be tried.
+func (p *peer) waysToPods() (ways []way, untried []admin.Probe) {
+	pods, err1 := p.api.Informers().Core().V1().Pods().Lister().List(labels.Everything())
+	policies, err2 := p.api.Informers().Networking().V1().NetworkPolicies().Lister().List(labels.Everything())
+	if err := errors.Join(err1, err2); err != nil {
+		p.log.Error("pods and network policies are not readable", "err", err)
+	}
+	for node, pod := range onePodEach(pods, policies, p.live.alive) {
+		if pod == nil {
+			untried = append(untried, admin.Probe{From: p.id.Name(), To: "a pod on " + node, What: "pod", Untried: "network policies isolate all pods there"})
+			continue
+		}
 		for _, at := range pod.Status.PodIPs {
 			ip, err := netip.ParseAddr(at.IP)
 			if err != nil {
@@ -140,7 +153,8 @@ func (p *peer) waysToPods() (ways []way) {
 		}
 	}
 	slices.SortFunc(ways, func(a, b way) int { return cmp.Compare(a.to, b.to) })
-	return ways
+	slices.SortFunc(untried, func(a, b admin.Probe) int { return cmp.Compare(a.To, b.To) })
+	return ways, untried
 }
 
 // waysToServices lead to the API's Service, by its addresses and by its name.
@@ -177,20 +191,35 @@ func ofFamily(settings identity.Settings, to string, ip netip.Addr) string {
 	return to + " (IPv6)"
 }
 
-// onePodEach is a Ready pod of each peer that lives, with an address of its own.
-func (p *peer) onePodEach() map[string]*corev1.Pod {
+// onePodEach is a Ready pod of each peer that lives, with an address of its own; nil where policies
+// isolate all of them: a refusal would be the policies', and be counted and logged as one.
+func onePodEach(pods []*corev1.Pod, policies []*networkingv1.NetworkPolicy, alive func(node string) bool) map[string]*corev1.Pod {
 	out := map[string]*corev1.Pod{}
-	pods, err := p.api.Informers().Core().V1().Pods().Lister().List(labels.Everything())
-	if err != nil {
-		p.log.Error("pods are not readable", "err", err)
-	}
 	for _, pod := range pods {
 		node := pod.Spec.NodeName
-		if !pod.Spec.HostNetwork && podReady(pod) && p.live.alive(node) && (out[node] == nil || pod.UID < out[node].UID) {
+		if pod.Spec.HostNetwork || !podReady(pod) || !alive(node) {
+			continue
+		}
+		have := out[node]
+		switch {
+		case isolated(pod, policies):
+			out[node] = have // at least known to have one
+		case have == nil || pod.UID < have.UID:
 			out[node] = pod
 		}
 	}
 	return out
+}
+
+// isolated tells whether a policy says who may connect to the pod.
+func isolated(pod *corev1.Pod, policies []*networkingv1.NetworkPolicy) bool {
+	return slices.ContainsFunc(policies, func(p *networkingv1.NetworkPolicy) bool {
+		if p.Namespace != pod.Namespace || len(p.Spec.PolicyTypes) > 0 && !slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) {
+			return false
+		}
+		selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
+		return err == nil && selector.Matches(labels.Set(pod.Labels))
+	})
 }
 
 // connect is content with a refusal: somebody is there.

@@ -56,12 +56,25 @@ func (p *peer) netService(namespace, name string) (admin.Service, error) {
 	case len(out.Endpoints) == 0 && len(svc.Spec.Selector) > 0:
 		out.Notes = append(out.Notes, "No pod matches its selector "+labels.FormatLabels(svc.Spec.Selector)+" and has its ports: connections are refused.")
 	case !used:
-		out.Notes = append(out.Notes, "No endpoint can answer: connections are refused.")
+		out.Notes = append(out.Notes, unanswered(svc, of, p.live.alive, p.balancerSelves()))
 	}
 	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer && len(svc.Status.LoadBalancer.Ingress) == 0 {
 		out.Notes = append(out.Notes, "It has no address on the LAN; `rookery describe service` may say why.")
 	}
 	return out, nil
+}
+
+// unanswered says what clients on this peer see of a Service none of whose endpoints are for them.
+func unanswered(svc *corev1.Service, of []*discoveryv1.EndpointSlice, alive func(string) bool, selves []services.Self) string {
+	everywhere := svc.DeepCopy()
+	everywhere.Spec.InternalTrafficPolicy = nil
+	for _, self := range selves {
+		if slices.ContainsFunc(services.Explain(everywhere, of, nil, alive, self), func(c services.Candidate) bool { return c.LeftOut == "" }) {
+			// As kube-proxy has it: it drops.
+			return "No endpoint is on this peer, and internalTrafficPolicy is Local: connections from here are not answered and time out."
+		}
+	}
+	return "No endpoint can answer: connections are refused."
 }
 
 func addressesOf(svc *corev1.Service) (out []string) {

@@ -347,6 +347,7 @@ func (p *peer) compose(self cluster.Peer) error {
 		Backend: p.registry.Backend(), Key: network.Key(p.id.WireGuardKey()), Port: int(p.cfg.WireGuardPort),
 		Reserved: map[string]uint16{"the API and the other peers": uint16(p.cfg.Port), "gossip": uint16(p.cfg.GossipPort), "the pod network": uint16(p.cfg.WireGuardPort)},
 		Dir:      filepath.Join(p.cfg.DataDir, "network"), Log: p.log.With("room", "network"),
+		WireGuard: []string{"/proc/self/exe", wireGuardVerb}, Began: p.members.SetWireGuardStarted,
 	})
 	if err != nil {
 		return err

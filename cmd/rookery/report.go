@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -122,7 +125,7 @@ func (p *peer) status(ctx context.Context) admin.Status {
 	rules, cancelRules := context.WithTimeout(ctx, 3*time.Second)
 	defer cancelRules()
 	for _, r := range p.id.Settings().Ranges() {
-		if f := network.CheckFirewall(rules, r.PodCIDR); !f.OK && rules.Err() == nil {
+		if f := network.CheckFirewall(rules, r.PodCIDR, p.cfg.betweenPeers(s.Network)...); !f.OK && rules.Err() == nil {
 			s.Problems = append(s.Problems, admin.Problem{What: f.Detail, Do: f.Cure})
 		}
 	}
@@ -131,7 +134,15 @@ func (p *peer) status(ctx context.Context) admin.Status {
 	}
 	engine, cancelEngine := context.WithTimeout(ctx, 3*time.Second)
 	defer cancelEngine()
-	if info, err := p.engine.Info(engine); err != nil {
+	info, err := p.engine.Info(engine)
+	if p.agent.Engine() == nil && errors.Is(err, context.DeadlineExceeded) {
+		s.Engine = "podman, which has not said in time what it is"
+		what := "Podman on this peer has not said within 3 s what it is: it is busy, or a container hangs"
+		if pods := slices.Sorted(maps.Keys(p.agent.Hanging())); len(pods) > 0 {
+			what = "Podman does not answer in time about " + strings.Join(pods, ", ")
+		}
+		s.Problems = append(s.Problems, admin.Problem{What: what, Do: check.Hangs})
+	} else if err != nil {
 		s.Engine = "podman does not answer"
 		s.Problems = append(s.Problems, admin.Problem{What: "Podman on this peer does not answer: " + err.Error(), Do: "systemctl restart podman.socket podman.service"})
 	} else {

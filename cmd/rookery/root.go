@@ -25,7 +25,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(upCommand(), downCommand(), checkCommand(), tokenCommand(), peersCommand(), statusCommand(), netCommand(),
-		imageCommand(), kubeconfigCommand(), versionCommand(),
+		imageCommand(), kubeconfigCommand(), versionCommand(), wireGuardCommand(),
 		&cobra.Command{
 			Use: "kubectl", Short: "kubectl, as carried by this binary", DisableFlagParsing: true,
 			RunE: func(_ *cobra.Command, args []string) error { return asKubectl(args) },

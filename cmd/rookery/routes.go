@@ -161,7 +161,7 @@ func (p *peer) setRoutes(ctx context.Context, leaving departures) error {
 		}
 		peers = append(peers, network.Peer{
 			Name: r.Name, Endpoint: at, Other: r.OtherAddress, PodCIDRs: settings.PeerCIDRs(r.PodCIDR), WireGuardKey: network.Key(key),
-			Started: m.Started, Alive: routed[r.Name],
+			Started: m.WireGuardStarted, Alive: routed[r.Name],
 			Hidden: hidden, HiddenFrom: p.keepers.Meeting(r.Name).Undialled != "",
 		})
 	}

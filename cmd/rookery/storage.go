@@ -93,7 +93,10 @@ func (s *storage) Mend(ctx context.Context) ([]runtime.Damage, error) {
 	if errors.Is(gone, fs.ErrNotExist) {
 		gone = nil
 	}
-	return found, errors.Join(err, gone, s.remember(ctx))
+	if err == nil {
+		err = s.remember(ctx)
+	}
+	return found, errors.Join(err, gone)
 }
 
 // Verify implements node.Storage: only after a crash, for it reads all that there is.

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -38,9 +39,9 @@ import (
 type Config struct {
 	Services coreinformers.ServiceInformer
 	Slices   discoveryinformers.EndpointSliceInformer
-	// Peers are the names of those that live as far as is known and may answer for Services,
-	// this one among them if it may. It must not block.
-	Peers func() []string
+	// Peers are those that live as far as is known and may answer for Services, this one
+	// among them if it may. It must not block.
+	Peers func() []Peer
 	// Changed gets a value whenever the answer of Peers changes.
 	Changed <-chan struct{}
 	// Families are those of the addresses that the cluster gives out.
@@ -52,6 +53,13 @@ type Config struct {
 	// again whenever Changed has a value.
 	Address func() netip.Addr
 	Log     *slog.Logger
+}
+
+// Peer is one that may answer.
+type Peer struct {
+	Name      string
+	Addresses []netip.Addr // of its machine, on the network between the machines
+	Hidden    bool         // it cannot be dialled: it answers where no other on the segment can be dialled
 }
 
 // Announcer answers for the addresses that are this peer's to answer for.
@@ -318,7 +326,9 @@ func (a *Announcer) elect() (map[netip.Addr]bool, error) {
 	for _, svc := range services {
 		for _, addr := range a.addresses(svc) {
 			if peers == nil {
-				peers = a.cfg.Peers()
+				if peers, err = a.neighbours(); err != nil {
+					return nil, err
+				}
 			}
 			candidates, err := a.candidates(svc, peers)
 			if err != nil {
@@ -330,6 +340,37 @@ func (a *Announcer) elect() (map[netip.Addr]bool, error) {
 		}
 	}
 	return mine, nil
+}
+
+// neighbours are the peers that can answer on this one's segment. Those behind a router are not
+// heard there: an address of theirs would be lost to everybody here.
+func (a *Announcer) neighbours() ([]string, error) {
+	address := a.cfg.Address()
+	link, err := overlay.LinkOf(address)
+	if err != nil {
+		return nil, err
+	}
+	segment, err := overlay.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of device %s: %w", link.Attrs().Name, err)
+	}
+	near := func(addr netip.Addr) bool {
+		return slices.ContainsFunc(segment, func(s netlink.Addr) bool { return s.Scope == unix.RT_SCOPE_UNIVERSE && s.Contains(addr.AsSlice()) })
+	}
+	dialled, hidden := []string{}, []string{}
+	for _, p := range a.cfg.Peers() {
+		switch {
+		case p.Name != a.cfg.Self && !slices.ContainsFunc(p.Addresses, near):
+		case p.Hidden:
+			hidden = append(hidden, p.Name)
+		default:
+			dialled = append(dialled, p.Name)
+		}
+	}
+	if len(dialled) == 0 {
+		return hidden, nil
+	}
+	return dialled, nil
 }
 
 // addresses are the Service's that the cluster has given out.
@@ -345,7 +386,7 @@ func (a *Announcer) addresses(svc *corev1.Service) (out []netip.Addr) {
 	return out
 }
 
-// candidates are the peers that can answer for the Service: all that live, or those with
+// candidates are those of the peers that can answer for the Service: all, or those with
 // an endpoint where the traffic has to stay on the peer that it comes to.
 func (a *Announcer) candidates(svc *corev1.Service, peers []string) ([]string, error) {
 	if svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {

@@ -64,6 +64,33 @@ func TestRequest(t *testing.T) {
 	}
 }
 
+// A peer that cannot be dialled answers where no other is on the segment, whoever is elsewhere.
+func TestNeighbours(t *testing.T) {
+	nfttest.Namespace(t)
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "lan0"}, PeerName: "lan1"}
+	must(t, netlink.LinkAdd(link))
+	addr := netip.MustParseAddr("192.0.2.1")
+	must(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(24, 32)}}))
+	peer := func(name, addr string, hidden bool) Peer {
+		return Peer{Name: name, Addresses: []netip.Addr{netip.MustParseAddr(addr), {}}, Hidden: hidden}
+	}
+	self, hidden, dialled := peer("self", "192.0.2.1", true), peer("hidden", "192.0.2.2", true), peer("dialled", "192.0.2.3", false)
+	elsewhere := peer("elsewhere", "198.51.100.1", false)
+	for _, c := range []struct {
+		peers []Peer
+		want  []string
+	}{
+		{[]Peer{self, hidden, elsewhere}, []string{"self", "hidden"}},
+		{[]Peer{self, hidden, dialled, elsewhere}, []string{"dialled"}},
+		{[]Peer{elsewhere}, nil},
+	} {
+		a := &Announcer{cfg: Config{Self: "self", Address: func() netip.Addr { return addr }, Peers: func() []Peer { return c.peers }}}
+		if got, err := a.neighbours(); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("of %v: %v, %v; want %v", c.peers, got, err, c.want)
+		}
+	}
+}
+
 // A socket does not outlive its device, also where one of the same name and address comes
 // in its place: it says so, and the device is looked for anew.
 func TestDeviceIsMadeAgain(t *testing.T) {

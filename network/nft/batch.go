@@ -103,12 +103,18 @@ func (b *batch) deleteElement(set string, s Set, key, value string) {
 }
 
 func (b *batch) element(kind, flags uint16, set string, s Set, key, value string) {
-	raw, ok := encodeKey(strings.TrimSuffix(s.Type, " : verdict"), key)
+	keys, values, _ := strings.Cut(s.Type, " : ")
+	raw, ok := encodeKey(keys, key)
 	element := []attr{dataValue(unix.NFTA_SET_ELEM_KEY, raw)}
-	if s.Map {
+	switch {
+	case values == "verdict":
 		chain, jumps := strings.CutPrefix(value, "goto ")
-		ok = ok && jumps && strings.HasSuffix(s.Type, " : verdict")
+		ok = ok && jumps
 		element = append(element, verdict(unix.NFTA_SET_ELEM_DATA, unix.NFT_GOTO, chain))
+	case s.Map:
+		data, good := encodeKey(values, value)
+		ok = ok && good
+		element = append(element, dataValue(unix.NFTA_SET_ELEM_DATA, data))
 	}
 	if !ok {
 		b.unable = true
@@ -130,7 +136,8 @@ func verdict(kind uint16, code int32, chain string) attr {
 	return nested(kind, nested(unix.NFTA_DATA_VERDICT, attrs...))
 }
 
-// encodeKey is a key as the kernel has it: of several parts, each fills whole registers.
+// encodeKey is a key, or the value of a map, as the kernel has it: of several parts, each fills
+// whole registers.
 func encodeKey(types, key string) (raw []byte, ok bool) {
 	kinds, parts := strings.Split(types, " . "), strings.Split(key, " . ")
 	if len(kinds) != len(parts) {
@@ -160,6 +167,9 @@ func encodePart(kind, text string) (raw []byte, ok bool) {
 	case "inet_proto":
 		n, ok := protocol(text)
 		return []byte{n}, ok
+	case "integer":
+		n, err := strconv.ParseUint(text, 10, 32)
+		return binary.NativeEndian.AppendUint32(nil, uint32(n)), err == nil
 	case "ifname":
 		raw = make([]byte, unix.IFNAMSIZ)
 		return raw, copy(raw, text) < unix.IFNAMSIZ

@@ -20,26 +20,13 @@ type Count struct {
 // "update @set { ip saddr counter }"; none if there is no such set. It asks the kernel
 // without the nft program, so it may be called often.
 func Counts(family knftables.Family, table, set string) ([]Count, error) {
-	b := newBatch(family, table)
-	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP)
-	request.AddRawData(b.body(text(unix.NFTA_SET_ELEM_LIST_SET, set)))
-	messages, err := request.Execute(unix.NETLINK_NETFILTER, 0)
+	var out []Count
+	err := newBatch(family, table).elements(set, func(element []byte) { out = append(out, count(element)) })
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list nftables set %s: %w", set, err)
-	}
-	var out []Count
-	for _, m := range messages {
-		if len(m) < nfgenLen {
-			continue
-		}
-		for _, list := range inside(m[nfgenLen:], unix.NFTA_SET_ELEM_LIST_ELEMENTS) {
-			for _, element := range inside(list, unix.NFTA_LIST_ELEM) {
-				out = append(out, count(element))
-			}
-		}
 	}
 	return out, nil
 }

@@ -24,6 +24,8 @@ func TestDirectIsWhatTheProgramWrites(t *testing.T) {
 		"meta l4proto sctp dnat to 10.42.1.2:99",
 		"numgen inc mod 3 vmap { 0 : goto other , 1 : goto more , 2 : goto other }",
 		"numgen random mod 1 vmap { 0 : goto more }",
+		"meta l4proto tcp dnat ip addr . port to ip daddr . tcp dport . numgen random mod 3 map @ends",
+		"meta l4proto udp dnat ip addr . port to udp dport . numgen random mod 1 map @ports",
 		"goto other",
 		"drop",
 	}
@@ -32,6 +34,8 @@ func TestDirectIsWhatTheProgramWrites(t *testing.T) {
 		"meta l4proto udp dnat ip6 addr . port to numgen random mod 2 map { 0 : fd42:0:0:1::2 . 53 , 1 : fd42:0:0:2::2 . 5353 }",
 		"ip6 saddr @clients goto other",
 		"update @clients { ip6 saddr }",
+		"meta l4proto tcp dnat ip6 addr . port to ip6 daddr . tcp dport . numgen random mod 3 map @ends",
+		"meta l4proto udp dnat ip6 addr . port to udp dport . numgen random mod 1 map @ports",
 	}
 	for family, rules := range map[knftables.Family][]string{knftables.IPv4Family: four, knftables.IPv6Family: six} {
 		t.Run(string(family), func(t *testing.T) {
@@ -44,7 +48,9 @@ func TestDirectIsWhatTheProgramWrites(t *testing.T) {
 				s := nft.NewState()
 				elements := map[string]string{one + " . tcp . 80": "goto other"}
 				names := map[string]string{"rk0123456789ab . " + one: ""}
+				ends := map[string]string{one + " . 80 . 0": two + " . 8080"}
 				if full {
+					ends = map[string]string{one + " . 80 . 0": one + " . 8081", one + " . 80 . 300": two + " . 8080"}
 					elements = map[string]string{one + " . tcp . 80": "goto rules", two + " . udp . 53": "goto more"}
 					names = map[string]string{"rk0123456789ab . " + two: "", "rkba9876543210 . " + two: ""}
 					s.Chains["rules"] = nft.Chain{Rules: rules}
@@ -52,6 +58,14 @@ func TestDirectIsWhatTheProgramWrites(t *testing.T) {
 				}
 				s.Chains["other"], s.Chains["more"] = nft.Chain{Rules: []string{"accept"}}, nft.Chain{Rules: []string{"drop"}}
 				s.Sets["fronts"] = nft.Set{Map: true, Type: address + " . inet_proto . inet_service : verdict", Elements: elements}
+				s.Sets["ends"] = nft.Set{
+					Map: true, Elements: ends, Type: address + " . inet_service . integer : " + address + " . inet_service",
+					TypeOf: string(family) + " daddr . tcp dport . numgen random mod 65536 : " + string(family) + " daddr . tcp dport",
+				}
+				s.Sets["ports"] = nft.Set{
+					Map: true, Elements: map[string]string{"30053 . 1": one + " . 5353"}, Type: "inet_service . integer : " + address + " . inet_service",
+					TypeOf: "udp dport . numgen random mod 65536 : " + string(family) + " daddr . udp dport",
+				}
 				s.Sets["names"] = nft.Set{Type: "ifname . " + address, Elements: names}
 				return s
 			}

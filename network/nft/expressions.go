@@ -35,6 +35,8 @@ func (b *batch) expressions(words []string) (out []attr, ok bool) {
 			n, exprs = len(words), b.dnatMap(words[6:])
 		case match(words, "numgen", "*", "mod", "*", "vmap", "{"):
 			n, exprs = len(words), b.verdictMap(words)
+		case match(words, "dnat", ip, "addr", ".", "port", "to"):
+			n, exprs = len(words), b.dnatFrom(words[6:])
 		case match(words, ip, "saddr", "*") && strings.HasPrefix(words[2], "@"):
 			n, exprs = 3, []attr{b.source(), expr("lookup", text(unix.NFTA_LOOKUP_SET, words[2][1:]), number(unix.NFTA_LOOKUP_SREG, reg1))}
 		case match(words, "update", "*", "{", ip, "saddr", "}"):
@@ -71,10 +73,14 @@ func immediate(data attr, register uint32) attr {
 
 // source loads the sender's address.
 func (b *batch) source() attr {
-	offset := uint32(12)
 	if b.family == knftables.IPv6Family {
-		offset = 8
+		return b.network(8)
 	}
+	return b.network(12)
+}
+
+// network loads the address at that offset of the packet's header.
+func (b *batch) network(offset uint32) attr {
 	_, size := b.address()
 	return expr("payload", number(unix.NFTA_PAYLOAD_DREG, reg1), number(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_NETWORK_HEADER),
 		number(unix.NFTA_PAYLOAD_OFFSET, offset), number(unix.NFTA_PAYLOAD_LEN, size))
@@ -122,6 +128,40 @@ func (b *batch) dnatMap(words []string) []attr {
 	return []attr{numgen, lookup(id, reg1), b.nat(port)}
 }
 
+// dnatFrom translates to what a map has for the packet and a number: "[ip daddr .] tcp dport .
+// numgen random mod N map @MAP".
+func (b *batch) dnatFrom(words []string) []attr {
+	var exprs []attr
+	next := uint32(reg1at) - 1 // registers of 4 bytes; the first of 16 is the first of these
+	port := uint32(reg1at)
+	if b.family == knftables.IPv6Family {
+		port = reg2
+	}
+	if match(words, string(b.family), "daddr", ".") {
+		offset := uint32(16)
+		if b.family == knftables.IPv6Family {
+			offset = 24
+		}
+		_, size := b.address()
+		exprs = append(exprs, b.network(offset))
+		next, words = next+size/4, words[3:]
+	}
+	if !match(words, "*", "dport", ".", "numgen", "random", "mod", "*", "map", "*") || len(words) != 9 {
+		return nil
+	}
+	_, known := protocol(words[0])
+	count, err := strconv.ParseUint(words[6], 10, 32)
+	if !known || err != nil || !strings.HasPrefix(words[8], "@") {
+		return nil
+	}
+	return append(exprs,
+		expr("payload", number(unix.NFTA_PAYLOAD_DREG, next), number(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_TRANSPORT_HEADER),
+			number(unix.NFTA_PAYLOAD_OFFSET, 2), number(unix.NFTA_PAYLOAD_LEN, 2)),
+		numberBelow(next+1, uint32(count), unix.NFT_NG_RANDOM),
+		expr("lookup", text(unix.NFTA_LOOKUP_SET, words[8][1:]), number(unix.NFTA_LOOKUP_SREG, reg1), number(unix.NFTA_LOOKUP_DREG, reg1)),
+		b.nat(port))
+}
+
 // verdictMap goes to one of several chains: "numgen inc mod N vmap { 0 : goto CHAIN , … }".
 func (b *batch) verdictMap(words []string) []attr {
 	numgen, elements, ok := choice(words, "vmap")
@@ -139,7 +179,7 @@ func (b *batch) verdictMap(words []string) []attr {
 }
 
 // choice reads "numgen random|inc mod N map|vmap { 0 : VALUE , 1 : VALUE … }" to its end.
-func choice(words []string, kind string) (numgen attr, values []string, ok bool) {
+func choice(words []string, kind string) (chosen attr, values []string, ok bool) {
 	if !match(words, "numgen", "*", "mod", "*", kind, "{") || words[len(words)-1] != "}" {
 		return attr{}, nil, false
 	}
@@ -150,8 +190,12 @@ func choice(words []string, kind string) (numgen attr, values []string, ok bool)
 		known = known && in
 		values = append(values, value)
 	}
-	return expr("numgen", number(unix.NFTA_NG_DREG, reg1), number(unix.NFTA_NG_MODULUS, uint32(count)), number(unix.NFTA_NG_TYPE, how), number(unix.NFTA_NG_OFFSET, 0)),
-		values, known && err == nil && int(count) == len(values)
+	return numberBelow(reg1, uint32(count), how), values, known && err == nil && int(count) == len(values)
+}
+
+// numberBelow loads a number below count, at random or the next one.
+func numberBelow(to, count, how uint32) attr {
+	return expr("numgen", number(unix.NFTA_NG_DREG, to), number(unix.NFTA_NG_MODULUS, count), number(unix.NFTA_NG_TYPE, how), number(unix.NFTA_NG_OFFSET, 0))
 }
 
 func lookup(id, to uint32) attr {

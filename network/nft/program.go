@@ -57,10 +57,14 @@ func setObject(name string, s Set) knftables.Object {
 	if s.Size > 0 {
 		size = &s.Size
 	}
-	if s.Map {
-		return &knftables.Map{Name: name, Type: s.Type, Flags: flags, Timeout: timeout, Size: size}
+	kind := s.Type
+	if s.TypeOf != "" {
+		kind = ""
 	}
-	return &knftables.Set{Name: name, Type: s.Type, Flags: flags, Timeout: timeout, Size: size}
+	if s.Map {
+		return &knftables.Map{Name: name, Type: kind, TypeOf: s.TypeOf, Flags: flags, Timeout: timeout, Size: size}
+	}
+	return &knftables.Set{Name: name, Type: kind, TypeOf: s.TypeOf, Flags: flags, Timeout: timeout, Size: size}
 }
 
 func elementObject(name string, s Set, key, value string) *knftables.Element {

@@ -49,6 +49,9 @@ type Hook struct {
 type Set struct {
 	Map  bool
 	Type string // as in nft: "ipv4_addr . inet_service", for maps "ipv4_addr : verdict"
+	// TypeOf is the same as nft's typeof, where nft has no name for a part: Type calls a number
+	// of the machine's own byte order "integer".
+	TypeOf string
 	// Timeout makes the set one that the packet path fills (its elements are
 	// the kernel's, and never compared); zero for a set that Elements fills.
 	Timeout time.Duration

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"sigs.k8s.io/knftables"
 )
@@ -18,6 +19,7 @@ type Table struct {
 	nft    knftables.Interface
 	log    *slog.Logger
 	direct func() *batch // a new batch for the kernel; nil: all goes through the nft program
+	guard  *Guard        // that knows the writes for ours; nil: none
 
 	mu       sync.Mutex
 	sections map[string]State // what is wanted
@@ -25,7 +27,11 @@ type Table struct {
 	pending  map[string]bool  // sections that nobody has set yet
 	dropped  map[string]bool  // names that a section had and has no more, while others are pending
 	stale    []string         // emptied chains that wait to be deleted
+	warned   time.Time        // when it was last said that somebody else has changed the table
 }
+
+// warnPause is how often a program that goes on changing the table is told of.
+const warnPause = time.Minute
 
 // New returns the table that nft stands for. It does nothing yet. Until each of
 // the sections has been set once, what is in the kernel and belongs to none that was
@@ -56,7 +62,7 @@ func Open(family knftables.Family, name string, log *slog.Logger, sections ...st
 // must not change it, nor read it once it calls [Table.Patch].
 //
 // On error the wanted state is kept, and the next Set, Patch or [Table.Verify] compares all of
-// it with the kernel.
+// it with the kernel; a [Guard] does so soon.
 func (t *Table) Set(ctx context.Context, section string, state State) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -97,6 +103,7 @@ func (t *Table) sync(ctx context.Context) error {
 	want := merge(t.sections)
 	have, err := read(ctx, t.nft, want)
 	if err != nil {
+		t.guard.failed()
 		return fmt.Errorf("read nftables table: %w", err)
 	}
 	t.stale = nil
@@ -110,6 +117,10 @@ func (t *Table) sync(ctx context.Context) error {
 // write brings the kernel from have to want, which are the whole table or, if that is known,
 // the same part of it.
 func (t *Table) write(ctx context.Context, have, want State) error {
+	return t.guard.write(func() error { return t.writeNow(ctx, have, want) })
+}
+
+func (t *Table) writeNow(ctx context.Context, have, want State) error {
 	there := t.known || len(have.Chains)+len(have.Sets) > 0
 	// A chain that comes back before it was deleted is already there, empty.
 	stale, done, err := t.writeDirect(have, want, there)
@@ -211,6 +222,14 @@ func (t *Table) Sweep(ctx context.Context) (done bool, err error) {
 	if len(t.stale) == 0 {
 		return true, nil
 	}
+	err = t.guard.write(func() error {
+		done, err = t.sweep(ctx)
+		return err
+	})
+	return done, err
+}
+
+func (t *Table) sweep(ctx context.Context) (done bool, err error) {
 	slices.Sort(t.stale)
 	t.stale = slices.Compact(t.stale)
 	if t.direct != nil {
@@ -247,35 +266,31 @@ func (t *Table) Sweep(ctx context.Context) (done bool, err error) {
 	return true, nil
 }
 
-// Verify checks that the table in the kernel still has the objects that were
-// written, and writes them again if not: somebody may have flushed the rule set.
-func (t *Table) Verify(ctx context.Context) error {
+// Verify checks that the table in the kernel still has what was written (the chains with their
+// number of rules and the hash that comes with them, the sets with their elements), and writes again
+// what is not: somebody may have flushed it. What others have added beside is left alone. It tells
+// whether somebody else has changed a table of [Open] since it was last written.
+func (t *Table) Verify(ctx context.Context) (changed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.known {
-		all, err := t.nft.ListAll(ctx)
-		if err != nil && !knftables.IsNotFound(err) {
-			return fmt.Errorf("list nftables table: %w", err)
+		if t.direct != nil {
+			same, err := t.direct().has(merge(t.sections))
+			if err != nil {
+				return false, fmt.Errorf("list nftables table: %w", err)
+			}
+			if same {
+				return false, nil
+			}
+			changed = true
+			if time.Since(t.warned) >= warnPause {
+				t.log.Warn("nftables table was changed by somebody else, writing it again")
+				t.warned = time.Now()
+			}
 		}
-		chains, sets := all["chain"], append(slices.Clone(all["set"]), all["map"]...)
-		have := merge(t.sections)
-		if containsAll(chains, have.Chains) && containsAll(sets, have.Sets) {
-			return nil
-		}
-		t.log.Warn("nftables table was changed by somebody else, writing it again")
 		t.unknown()
 	}
-	return t.sync(ctx)
-}
-
-func containsAll[V any](names []string, want map[string]V) bool {
-	n := 0
-	for _, name := range names {
-		if _, ok := want[name]; ok {
-			n++
-		}
-	}
-	return n == len(want)
+	return changed, t.sync(ctx)
 }
 
 // Delete removes the table and forgets every section. Idempotent.
@@ -285,7 +300,7 @@ func (t *Table) Delete(ctx context.Context) error {
 	tx := t.nft.NewTransaction()
 	tx.Add(&knftables.Table{}) // makes the deletion idempotent
 	tx.Delete(&knftables.Table{})
-	if err := t.nft.Run(ctx, tx); err != nil {
+	if err := t.guard.write(func() error { return t.nft.Run(ctx, tx) }); err != nil {
 		return fmt.Errorf("delete nftables table: %w", err)
 	}
 	t.sections, t.known, t.stale = map[string]State{}, false, nil

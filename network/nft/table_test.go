@@ -262,7 +262,7 @@ func TestVerifyRepairsAFlush(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, last := fake.Dump(), fake.LastTransaction
-	if err := table.Verify(t.Context()); err != nil || fake.LastTransaction != last {
+	if _, err := table.Verify(t.Context()); err != nil || fake.LastTransaction != last {
 		t.Fatalf("verify of an untouched table: %v, wrote:\n%s", err, fake.LastTransaction)
 	}
 	tx := fake.NewTransaction()
@@ -270,7 +270,7 @@ func TestVerifyRepairsAFlush(t *testing.T) {
 	if err := fake.Run(t.Context(), tx); err != nil {
 		t.Fatal(err)
 	}
-	if err := table.Verify(t.Context()); err != nil {
+	if _, err := table.Verify(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if got := fake.Dump(); got != before {
@@ -296,5 +296,26 @@ func TestAPendingSectionKeepsNothingOfTheOthers(t *testing.T) {
 	}
 	if dump := fake.Dump(); !strings.Contains(dump, "add rule ip rookery one") || strings.Contains(dump, "add rule ip rookery two") {
 		t.Error(dump)
+	}
+}
+
+// Who goes on writing to our table is undone ever more seldom, who writes to theirs is no reason to.
+func TestPauseBetweenLooks(t *testing.T) {
+	for _, c := range []struct {
+		pause    time.Duration
+		repaired bool
+		err      error
+		want     time.Duration
+	}{
+		{settle, true, nil, verifyPause},
+		{verifyPause, true, nil, 2 * verifyPause},
+		{8 * verifyPause, true, nil, verifyMax},
+		{verifyMax, true, nil, verifyMax},
+		{verifyMax, false, nil, verifyPause},
+		{40 * time.Second, true, errFault, lookAnyway},
+	} {
+		if got := next(c.pause, c.repaired, c.err); got != c.want {
+			t.Errorf("%s after %s (repaired: %v, %v), want %s", got, c.pause, c.repaired, c.err, c.want)
+		}
 	}
 }

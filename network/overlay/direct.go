@@ -38,10 +38,9 @@ type direct struct {
 
 func (d *direct) up() error { return d.move(d.cfg.Address, d.cfg.MTU) }
 
-func (d *direct) add(Peer) error     { return nil }
-func (d *direct) remove(Peer) error  { return nil }
-func (d *direct) forget(Peer) error  { return nil }
-func (d *direct) prune([]Peer) error { return nil }
+func (d *direct) add(Peer, bool) error { return nil }
+func (d *direct) remove(Peer) error    { return nil }
+func (d *direct) prune([]Peer) error   { return nil }
 
 func (d *direct) move(address netip.Addr, _ int) error {
 	link, err := LinkOf(address)
@@ -51,7 +50,11 @@ func (d *direct) move(address netip.Addr, _ int) error {
 	return err
 }
 
+func (d *direct) gone() <-chan struct{} { return nil }
+
 func (d *direct) close() error { return nil }
+
+func (d *direct) end() error { return nil }
 
 func (d *direct) route(p Peer, cidr netip.Prefix) (netlink.Route, error) {
 	via := p.address(cidr.Addr())

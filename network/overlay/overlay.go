@@ -8,6 +8,7 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // Names of the devices.
@@ -41,7 +43,7 @@ type Peer struct {
 	PodCIDRs     []netip.Prefix // its pod ranges, one of each family; the first address of each is its own
 	WireGuardKey Key            // public; only looked at by WireGuard
 	PathMTU      int            // of the way to Endpoint, in bytes; zero: as much as the backend ever sends
-	// Started is when its daemon did, by that machine's clock; zero: not known.
+	// Started is when its WireGuard did, by that machine's clock, if that is a process; zero: not known.
 	Started time.Time
 	// Hidden: this machine cannot send to Endpoint before it has heard from the peer (NAT, a
 	// firewall). WireGuard learns from the peer's packets where it is; the others cannot.
@@ -59,9 +61,10 @@ func (p Peer) equal(o Peer) bool {
 		p.WireGuardKey == o.WireGuardKey && p.Started.Equal(o.Started) && p.PathMTU == o.PathMTU && p.Alive == o.Alive && p.sight(o)
 }
 
-// back tells whether p has restarted since it was o, or may have: it was away.
+// back tells whether p's WireGuard has restarted since it was o, or may have: it was away.
 func (p Peer) back(o Peer) bool {
-	return p.Alive && (!o.Alive || !o.Started.IsZero() && !p.Started.IsZero() && !p.Started.Equal(o.Started))
+	known := !o.Started.IsZero() && !p.Started.IsZero()
+	return p.Alive && (known && !p.Started.Equal(o.Started) || !known && !o.Alive)
 }
 
 // sight tells whether the way between the machines is as it was.
@@ -98,6 +101,11 @@ type Config struct {
 	Port    int          // UDP port of WireGuard
 	MTU     int          // of the device, at most the backend's
 	Log     *slog.Logger
+	// Command runs [userwg.Run], for WireGuard where the kernel has none; Dir is where its
+	// socket is. Began is told when the process did, whenever there is another; it must not block.
+	Command []string
+	Dir     string
+	Began   func(time.Time)
 }
 
 // ipv6 tells whether the pod network has IPv6.
@@ -117,11 +125,10 @@ func (c Config) own(cidr netip.Prefix) netip.Addr {
 type backend interface {
 	// up makes the device exist, or adopts it.
 	up() error
-	// add makes a peer reachable, also where it was known at another endpoint.
-	add(p Peer) error
+	// add makes a peer reachable, also where it was known at another endpoint. One that is back
+	// may have forgotten what was agreed with it.
+	add(p Peer, back bool) error
 	remove(p Peer) error
-	// forget drops what was agreed with a peer whose daemon may have forgotten it; add follows.
-	forget(p Peer) error
 	// route is the route to cidr, a pod range of p, without destination, source and protocol.
 	route(p Peer, cidr netip.Prefix) (netlink.Route, error)
 	// prune removes peers that the adopted device knows and keep does not.
@@ -129,15 +136,22 @@ type backend interface {
 	// move follows this machine to another address, with another MTU of the device; entries of
 	// peers may be gone then.
 	move(address netip.Addr, mtu int) error
+	// gone is closed when what up made has ended by itself; nil: it cannot.
+	gone() <-chan struct{}
+	// close ends only what cannot outlive this process.
 	close() error
+	// end takes away what up made.
+	end() error
 }
 
 // Overlay is a running backend. Its methods may be called concurrently.
 type Overlay struct {
-	cfg    Config
-	kind   string
-	device string // "" for one that needs none of its own
-	b      backend
+	cfg  Config
+	kind string
+	b    backend
+	// end ends what runs, which ctx is of.
+	ctx context.Context
+	end context.CancelFunc
 
 	mu     sync.Mutex
 	peers  map[string]known
@@ -173,16 +187,85 @@ func Open(kind string, cfg Config) (*Overlay, error) {
 		if err != nil {
 			return nil, err
 		}
-		o.b, o.device = b, WireGuardDevice
+		o.b = b
 	case "vxlan":
-		o.b, o.device = &vxlan{cfg: cfg}, VXLANDevice
+		o.b = &vxlan{cfg: cfg}
 	case "direct":
 		o.b = &direct{cfg: cfg}
 	}
 	if err := o.b.up(); err != nil {
 		return nil, errors.Join(fmt.Errorf("bring up %s network: %w", kind, err), o.b.close())
 	}
+	o.ctx, o.end = context.WithCancel(context.Background())
+	if gone := o.b.gone(); gone != nil {
+		go o.heal(gone)
+	}
 	return o, nil
+}
+
+const (
+	healAgain  = time.Second // after a failure, twice that after the next, and so on
+	healSeldom = time.Minute // at most; what has lasted that long was well
+)
+
+// heal brings the backend up again whenever it has ended by itself, with the peers of then.
+func (o *Overlay) heal(gone <-chan struct{}) {
+	var wait time.Duration
+	var up time.Time
+	for {
+		select {
+		case <-o.ctx.Done():
+			return
+		case <-gone:
+		}
+		if time.Since(up) > healSeldom {
+			wait = 0
+		}
+		for {
+			select {
+			case <-o.ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+			wait = min(max(2*wait, healAgain), healSeldom)
+			var err error
+			if gone, err = o.again(); err == nil {
+				break
+			}
+			o.cfg.Log.Error("the network between the peers has ended and cannot be brought up, trying again", "backend", o.kind, "err", err, "in", wait)
+		}
+		up = time.Now()
+	}
+}
+
+// again brings an open backend up anew, if it has ended, and writes what is missing of the peers.
+func (o *Overlay) again() (gone <-chan struct{}, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ctx.Err() != nil {
+		return nil, nil
+	}
+	select {
+	case <-o.b.gone():
+		o.cfg.Log.Warn("the network between the peers has ended, bringing it up again", "backend", o.kind)
+		o.unwritten()
+		if err := o.b.up(); err != nil {
+			return nil, err
+		}
+	default: // it was, in the meantime
+	}
+	var errs []error
+	for _, p := range o.peers {
+		errs = append(errs, o.set(p.Peer))
+	}
+	return o.b.gone(), errors.Join(errs...)
+}
+
+// unwritten makes the next [Overlay.SetPeers] write all peers. Under mu.
+func (o *Overlay) unwritten() {
+	for name, p := range o.peers {
+		o.peers[name] = known{Peer: p.Peer}
+	}
 }
 
 // SetPeers makes peers (this one not among them) the ones that are reachable.
@@ -226,17 +309,15 @@ func (o *Overlay) SetPeers(peers []Peer) error {
 
 func (o *Overlay) set(p Peer) error {
 	old := o.peers[p.Name]
+	if p.Started.IsZero() { // its daemon has just begun and will say, or its kernel has WireGuard now
+		p.Started = old.Started
+	}
 	if old.whole && old.equal(p) {
 		return nil
 	}
 	back := old.added && p.back(old.Peer)
-	if back {
-		if err := o.b.forget(p); err != nil {
-			return err
-		}
-	}
-	if back || !old.added || !p.sight(old.Peer) {
-		if err := o.b.add(p); err != nil {
+	if back || !old.added || p.Alive && !old.Alive || !p.sight(old.Peer) {
+		if err := o.b.add(p, back); err != nil {
 			return err
 		}
 	}
@@ -286,18 +367,39 @@ func (o *Overlay) routeMTU(p Peer, cidr netip.Prefix) int {
 	return mtu
 }
 
+// Silent are the names of peers that live and answer none of WireGuard's handshakes, as far as it has
+// begun any; the other backends know of none. One that answers now is among them until there was
+// something to send to it.
+func (o *Overlay) Silent() (names []string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	w, ok := o.b.(interface{ inVain() ([]wgtypes.Key, error) })
+	if !ok {
+		return nil, nil
+	}
+	keys, err := w.inVain()
+	if err != nil {
+		return nil, fmt.Errorf("ask WireGuard who answers: %w", err)
+	}
+	for name, p := range o.peers {
+		if p.Alive && slices.Contains(keys, wgtypes.Key(p.WireGuardKey)) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
 // Move follows this machine to another address on the network between the machines. What
 // was made for the old one is made anew by the next [Overlay.SetPeers].
 func (o *Overlay) Move(address netip.Addr, mtu int) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.unwritten()
 	if err := o.b.move(address, mtu); err != nil {
 		return fmt.Errorf("move to %s: %w", address, err)
 	}
 	o.cfg.Address, o.cfg.MTU = address, mtu
-	for name, p := range o.peers {
-		o.peers[name] = known{Peer: p.Peer}
-	}
 	return nil
 }
 
@@ -313,16 +415,14 @@ func (o *Overlay) Restore() error {
 }
 
 // Remove ends the backend for good and takes its device away.
-func (o *Overlay) Remove() error {
-	if err := o.Close(); err != nil || o.device == "" {
-		return err
-	}
-	return DeleteLink(o.device)
-}
+func (o *Overlay) Remove() error { return o.finish(backend.end) }
 
 // Close takes down what cannot outlive the process, and leaves the rest for the next start.
-func (o *Overlay) Close() error {
+func (o *Overlay) Close() error { return o.finish(backend.close) }
+
+func (o *Overlay) finish(end func(backend) error) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.b.close()
+	o.end()
+	return end(o.b)
 }

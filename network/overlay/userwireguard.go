@@ -1,98 +1,102 @@
 package overlay
 
 import (
-	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/vishvananda/netlink"
-	"golang.zx2c4.com/wireguard/conn"
-	"golang.zx2c4.com/wireguard/tun"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/rundigitalplatform/rookery/network/overlay/userwg"
 	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
-// userWireGuard is WireGuard in this process. Its device goes with the process;
-// the unreachable route of the whole pod network then keeps pod packets from
-// leaving by the default route.
+// userWireGuard is WireGuard in a process of its own (package userwg), which outlives the
+// daemon. If it ends, its device is gone; the unreachable route of the whole pod network then
+// keeps pod packets from leaving by the default route.
 type userWireGuard struct {
 	cfg     Config
 	link    netlink.Link
-	greeter *greeter
+	process *userwg.Process
 }
 
 func (w *userWireGuard) up() error {
-	t, err := tun.CreateTUN(WireGuardDevice, w.cfg.MTU)
+	p, err := userwg.Open(w.cfg.Command, userwg.Settings{
+		Dir: w.cfg.Dir, Device: WireGuardDevice, Key: wgtypes.Key(w.cfg.Key), Port: w.cfg.Port, MTU: w.cfg.MTU,
+	})
 	if err != nil {
-		return fmt.Errorf("create device %s: %w; is /dev/net/tun there and usable?", WireGuardDevice, err)
-	}
-	inside, outside := bounded(t, conn.NewDefaultBind(), w.cfg.MTU)
-	if w.greeter, err = newGreeter(inside, outside, w.cfg.Key, w.cfg.Log); err != nil {
 		return err
 	}
-	if err := w.greeter.dev.IpcSet(fmt.Sprintf("listen_port=%d\n", w.cfg.Port)); err != nil {
-		return fmt.Errorf("configure device %s: %w", WireGuardDevice, err)
+	link, err := w.device()
+	if err != nil {
+		return errors.Join(err, p.Close()) // it runs on, for the next try
 	}
-	if err := w.greeter.dev.Up(); err != nil {
-		return fmt.Errorf("listen on UDP port %d for WireGuard: %w", w.cfg.Port, err)
-	}
-	if w.link, err = netlink.LinkByName(WireGuardDevice); err != nil {
-		return fmt.Errorf("find device %s: %w", WireGuardDevice, err)
-	}
-	if err := sysctl.Device(WireGuardDevice, w.cfg.ipv6()); err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(w.link)
-}
-
-func (w *userWireGuard) add(p Peer) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(p.WireGuardKey[:]))
-	if !p.Hidden {
-		fmt.Fprintf(&b, "endpoint=%s\n", netip.AddrPortFrom(p.Endpoint, uint16(w.cfg.Port)))
-	}
-	fmt.Fprintf(&b, "persistent_keepalive_interval=%d\nreplace_allowed_ips=true\n", int(p.keepalive().Seconds()))
-	for _, cidr := range p.PodCIDRs {
-		fmt.Fprintf(&b, "allowed_ip=%s\n", cidr)
-	}
-	if err := w.greeter.dev.IpcSet(b.String()); err != nil {
-		return err
-	}
-	if p.Alive {
-		w.greeter.greet(p.WireGuardKey)
+	before := w.process
+	w.process, w.link = p, link
+	w.cfg.Began(p.Started)
+	if before != nil {
+		return before.Close()
 	}
 	return nil
 }
 
-// forget makes the peer anew, where it was heard last: its session is void, and the time stamps
-// of its new handshakes are refused if its clock has gone back (a machine without a battery).
-func (w *userWireGuard) forget(p Peer) error {
-	at := w.greeter.sessions()[p.WireGuardKey].endpoint
-	if err := w.remove(p); err != nil || at == "" {
-		return err
+// device makes the process's device ready for use.
+func (w *userWireGuard) device() (netlink.Link, error) {
+	link, err := netlink.LinkByName(WireGuardDevice)
+	if err != nil {
+		return nil, fmt.Errorf("find device %s: %w", WireGuardDevice, err)
 	}
-	return w.greeter.dev.IpcSet(fmt.Sprintf("public_key=%s\nendpoint=%s\n", hex.EncodeToString(p.WireGuardKey[:]), at))
+	if err := netlink.LinkSetMTU(link, w.cfg.MTU); err != nil {
+		return nil, fmt.Errorf("set MTU of %s: %w", WireGuardDevice, err)
+	}
+	if err := sysctl.Device(WireGuardDevice, w.cfg.ipv6()); err != nil {
+		return nil, err
+	}
+	return link, netlink.LinkSetUp(link)
 }
 
-func (w *userWireGuard) remove(p Peer) error {
-	w.greeter.forget(p.WireGuardKey)
-	return w.greeter.dev.IpcSet(fmt.Sprintf("public_key=%s\nremove=true\n", hex.EncodeToString(p.WireGuardKey[:])))
+func (w *userWireGuard) add(p Peer, back bool) error {
+	peer := userwg.Peer{Key: wgtypes.Key(p.WireGuardKey), AllowedIPs: p.PodCIDRs, Keepalive: p.keepalive(), Greet: p.Alive, Back: back}
+	if !p.Hidden {
+		peer.Endpoint = netip.AddrPortFrom(p.Endpoint, uint16(w.cfg.Port))
+	}
+	return w.process.Set(peer)
 }
 
-// prune has nothing to do: the device is as new as the process.
-func (w *userWireGuard) prune([]Peer) error { return nil }
+func (w *userWireGuard) remove(p Peer) error { return w.process.Remove(wgtypes.Key(p.WireGuardKey)) }
+
+func (w *userWireGuard) prune(keep []Peer) error {
+	var keys []wgtypes.Key
+	for _, p := range keep {
+		keys = append(keys, wgtypes.Key(p.WireGuardKey))
+	}
+	return w.process.Prune(keys)
+}
 
 func (w *userWireGuard) route(Peer, netip.Prefix) (netlink.Route, error) {
 	return netlink.Route{LinkIndex: w.link.Attrs().Index, Scope: netlink.SCOPE_LINK}, nil
 }
 
-// move has little to do: the other end learns where packets come from.
-func (w *userWireGuard) move(_ netip.Addr, mtu int) error { return netlink.LinkSetMTU(w.link, mtu) }
+func (w *userWireGuard) inVain() ([]wgtypes.Key, error) { return w.process.InVain() }
+
+// move has little to do, for the other end learns where packets come from. But the process has
+// buffers for the MTU that it began with.
+func (w *userWireGuard) move(_ netip.Addr, mtu int) error {
+	w.cfg.MTU = mtu
+	if mtu <= w.process.MTU {
+		return netlink.LinkSetMTU(w.link, mtu)
+	}
+	return w.up()
+}
+
+func (w *userWireGuard) gone() <-chan struct{} { return w.process.Gone() }
 
 func (w *userWireGuard) close() error {
-	if w.greeter != nil {
-		w.greeter.close()
+	if w.process == nil { // it could not be brought up
+		return nil
 	}
-	return nil
+	return w.process.Close()
 }
+
+func (w *userWireGuard) end() error { return w.process.End() }

@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	vxlanID   = 4282 // ours alone: 42 as in 10.42.0.0/16
-	vxlanPort = 4789 // IANA
+	vxlanID = 4282 // ours alone: 42 as in 10.42.0.0/16
+	// VXLANPort is the UDP port that IANA has for it.
+	VXLANPort = 4789
 )
 
 // vxlan needs neither multicast nor learning: a peer's hardware address follows from
@@ -28,12 +29,12 @@ type vxlan struct {
 func (v *vxlan) up() error {
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: VXLANDevice, MTU: v.cfg.MTU, HardwareAddr: hardwareAddr(v.cfg.Own[0]), TxQLen: -1},
-		VxlanId:   vxlanID, Port: vxlanPort, SrcAddr: v.cfg.Address.AsSlice(),
+		VxlanId:   vxlanID, Port: VXLANPort, SrcAddr: v.cfg.Address.AsSlice(),
 	}
 	link, err := netlink.LinkByName(VXLANDevice)
 	if err == nil {
 		have, ok := link.(*netlink.Vxlan)
-		if ok && have.VxlanId == vxlanID && have.Port == vxlanPort && have.SrcAddr.Equal(want.SrcAddr) &&
+		if ok && have.VxlanId == vxlanID && have.Port == VXLANPort && have.SrcAddr.Equal(want.SrcAddr) &&
 			bytes.Equal(have.HardwareAddr, want.HardwareAddr) {
 			v.link = link
 			return errors.Join(netlink.LinkSetMTU(link, v.cfg.MTU), sysctl.Device(VXLANDevice, v.cfg.ipv6()), netlink.LinkSetUp(link))
@@ -107,7 +108,7 @@ func (v *vxlan) entries(p Peer) (all []netlink.Neigh) {
 	return all
 }
 
-func (v *vxlan) add(p Peer) error {
+func (v *vxlan) add(p Peer, _ bool) error {
 	if p.Endpoint.Is4() != v.cfg.Address.Is4() {
 		return fmt.Errorf("it is known at %s and this machine at %s: the backend vxlan needs both of one IP family", p.Endpoint, v.cfg.Address)
 	}
@@ -119,8 +120,6 @@ func (v *vxlan) add(p Peer) error {
 	}
 	return nil
 }
-
-func (v *vxlan) forget(Peer) error { return nil }
 
 func (v *vxlan) remove(p Peer) error {
 	for _, n := range v.entries(p) {
@@ -161,4 +160,8 @@ func (v *vxlan) route(p Peer, cidr netip.Prefix) (netlink.Route, error) {
 	return netlink.Route{LinkIndex: v.link.Attrs().Index, Gw: gateway(p, cidr).AsSlice(), Flags: int(netlink.FLAG_ONLINK)}, nil
 }
 
+func (v *vxlan) gone() <-chan struct{} { return nil }
+
 func (v *vxlan) close() error { return nil } // forwards on without us
+
+func (v *vxlan) end() error { return DeleteLink(VXLANDevice) }

@@ -10,23 +10,21 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/rundigitalplatform/rookery/network/sysctl"
 )
 
-// newWireGuard prefers the kernel's WireGuard, which keeps forwarding while the
-// daemon is away, over the one in this process.
+// newWireGuard prefers the kernel's WireGuard over the one in a process.
 func newWireGuard(cfg Config) (backend, error) {
 	link, err := netlink.LinkByName(WireGuardDevice)
 	switch {
 	case err == nil && link.Type() == "wireguard":
 		return &kernelWireGuard{cfg: cfg}, nil
-	case err == nil: // a TUN device that outlived its process, or is being torn down
-		if err := DeleteLink(WireGuardDevice); err != nil {
-			return nil, err
-		}
+	case err == nil: // a process has it, or had it just now
+		return &userWireGuard{cfg: cfg}, nil
 	case !errors.As(err, &netlink.LinkNotFoundError{}):
 		return nil, fmt.Errorf("find device %s: %w", WireGuardDevice, err)
 	}
@@ -35,7 +33,7 @@ func newWireGuard(cfg Config) (backend, error) {
 	case err == nil:
 		return &kernelWireGuard{cfg: cfg}, nil
 	case errors.Is(err, unix.EOPNOTSUPP):
-		cfg.Log.Info("the kernel has no WireGuard, running it in this process")
+		cfg.Log.Info("the kernel has no WireGuard, running it in a process")
 		return &userWireGuard{cfg: cfg}, nil
 	}
 	return nil, fmt.Errorf("create device %s: %w", WireGuardDevice, err)
@@ -76,7 +74,15 @@ func (w *kernelWireGuard) configure(p wgtypes.PeerConfig) error {
 // add also greets the peer: the kernel sends a keepalive, and begins a handshake if there is no
 // session, when the interval of keepalives becomes other than 0. It goes back to what
 // it is to be: as a rule 0, for an idle cluster sends nothing.
-func (w *kernelWireGuard) add(p Peer) error {
+//
+// What was agreed with one that is back is kept: the kernel's sessions outlive daemons, and who has
+// lost its own greets. Only one that this machine is hidden from cannot.
+func (w *kernelWireGuard) add(p Peer, back bool) error {
+	if back && p.HiddenFrom {
+		if err := w.remove(p); err != nil {
+			return err
+		}
+	}
 	var allowed []net.IPNet
 	for _, cidr := range p.PodCIDRs {
 		allowed = append(allowed, *ipNet(cidr))
@@ -93,15 +99,6 @@ func (w *kernelWireGuard) add(p Peer) error {
 	}
 	rest := wgtypes.PeerConfig{PublicKey: peer.PublicKey, UpdateOnly: true, PersistentKeepaliveInterval: &then}
 	return w.ctl.ConfigureDevice(WireGuardDevice, wgtypes.Config{Peers: []wgtypes.PeerConfig{peer, rest}})
-}
-
-// forget has little to do: this end's sessions outlive daemons, and who has lost its own greets. Only
-// one that this machine is hidden from cannot.
-func (w *kernelWireGuard) forget(p Peer) error {
-	if p.HiddenFrom {
-		return w.remove(p)
-	}
-	return nil
 }
 
 func (w *kernelWireGuard) remove(p Peer) error {
@@ -124,12 +121,36 @@ func (w *kernelWireGuard) prune(keep []Peer) error {
 	return nil
 }
 
+// inVain are only those with which nothing was ever agreed: what the kernel has tried since, it
+// does not say.
+func (w *kernelWireGuard) inVain() ([]wgtypes.Key, error) {
+	dev, err := w.ctl.Device(WireGuardDevice)
+	if err != nil {
+		return nil, fmt.Errorf("read device %s: %w", WireGuardDevice, err)
+	}
+	return neverMet(dev.Peers), nil
+}
+
+// neverMet are those that were sent three handshakes, one every 5 s, and with which none was agreed.
+func neverMet(peers []wgtypes.Peer) (all []wgtypes.Key) {
+	for _, p := range peers {
+		if p.LastHandshakeTime.IsZero() && p.TransmitBytes >= 3*device.MessageInitiationSize {
+			all = append(all, p.PublicKey)
+		}
+	}
+	return all
+}
+
 func (w *kernelWireGuard) route(Peer, netip.Prefix) (netlink.Route, error) {
 	return netlink.Route{LinkIndex: w.link.Attrs().Index, Scope: netlink.SCOPE_LINK}, nil
 }
 
 // move has little to do: the other end learns where packets come from.
 func (w *kernelWireGuard) move(_ netip.Addr, mtu int) error { return netlink.LinkSetMTU(w.link, mtu) }
+
+func (w *kernelWireGuard) gone() <-chan struct{} { return nil }
+
+func (w *kernelWireGuard) end() error { return errors.Join(w.close(), DeleteLink(WireGuardDevice)) }
 
 func (w *kernelWireGuard) close() error {
 	if w.ctl == nil {

@@ -62,6 +62,9 @@ type Controller struct {
 
 	// The rest belongs to Run.
 	last            map[knftables.Family]nft.State // what was written
+	ended           map[knftables.Family]disallowed
+	look            <-chan time.Time // at what was ended; nil: not again
+	pause           time.Duration    // before the next look
 	noConntrackSaid bool
 }
 
@@ -71,7 +74,7 @@ func New(cfg Config) *Controller {
 	cfg.Policies.Informer()
 	cfg.Pods.Informer()
 	cfg.Namespaces.Informer()
-	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1), now: make(chan struct{}, 1), done: make(chan struct{}), last: map[knftables.Family]nft.State{}}
+	return &Controller{cfg: cfg, dirty: make(chan struct{}, 1), now: make(chan struct{}, 1), done: make(chan struct{}), last: map[knftables.Family]nft.State{}, ended: map[knftables.Family]disallowed{}}
 }
 
 const (
@@ -81,6 +84,9 @@ const (
 	pace = 50 * time.Millisecond
 	// retryMin and retryMax bound the pause after rules could not be written.
 	retryMin, retryMax = 100 * time.Millisecond, 5 * time.Second
+	// lookMin to lookMax are the pauses, each twice the one before, between the looks at
+	// connections that were ended: an answer under way takes no longer than all of them.
+	lookMin, lookMax = 200 * time.Millisecond, 30 * time.Second
 )
 
 // Admit waits until the rules are those of a state that includes the pods that have an
@@ -164,6 +170,9 @@ func (c *Controller) loop(ctx context.Context) {
 				due = time.After(max(settle, pace-time.Since(lastSync)))
 			}
 			continue
+		case <-c.look:
+			c.endAgain()
+			continue
 		case <-c.now:
 		case <-due:
 		}
@@ -233,6 +242,9 @@ func (c *Controller) write(ctx context.Context, m model) error {
 			return err
 		}
 	}
+	if d, ok := c.ended[m.family]; ok {
+		c.ended[m.family] = d.under(m)
+	}
 	// Only now: a flow that is ended earlier would be let through again by the old rules.
 	if !synced && len(want.Chains) > 0 || narrower(last, want) {
 		c.end(m)
@@ -278,21 +290,49 @@ func narrower(was, is nft.State) bool {
 // end deletes the tracked connections that are not allowed any more. A failure is no
 // reason to write the rules again.
 func (c *Controller) end(m model) {
-	machine, err := overlay.LocalAddrs()
-	if err != nil {
-		c.cfg.Log.Warn("connections that are not allowed any more could not be ended", "error", err)
+	d, ok := c.ended[m.family]
+	if !ok {
+		d = disallowed{model: m, answers: map[tuple]flow{}}
+	}
+	if c.delete(d) {
+		c.ended[m.family], c.pause = d, lookMin
+		c.look = time.After(c.pause)
+	}
+}
+
+// endAgain looks whether what was ended has come back. Of a protocol that says nothing of
+// beginnings, an answer that was under way begins a connection of its own, from the end that
+// may talk, and what the other end goes on to send would pass as its answers.
+func (c *Controller) endAgain() {
+	for _, d := range c.ended {
+		c.delete(d)
+	}
+	if c.look, c.pause = nil, 2*c.pause; c.pause > lookMax {
+		clear(c.ended)
 		return
 	}
-	n, err := conntrack.Delete(m.family, disallowed{model: m, machine: machine})
+	c.look = time.After(c.pause)
+}
+
+// delete tells whether it is worth another look.
+func (c *Controller) delete(d disallowed) bool {
+	var n uint
+	var err error
+	if d.machine, err = overlay.LocalAddrs(); err == nil {
+		n, err = conntrack.Delete(d.family, d)
+	}
 	switch {
 	case errors.Is(err, conntrack.ErrUnavailable):
 		if !c.noConntrackSaid {
 			c.cfg.Log.Warn("connections that are not allowed any more cannot be ended", "error", err)
 			c.noConntrackSaid = true
 		}
+		return false
 	case err != nil:
 		c.cfg.Log.Warn("connections that are not allowed any more could not be ended", "error", err)
+		return true
 	case n > 0:
 		c.cfg.Log.Info("ended connections that are not allowed any more", "connections", n)
 	}
+	return n > 0
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -76,17 +77,41 @@ func (a allow) port(f flow) bool {
 type disallowed struct {
 	model
 	machine map[netip.Addr]bool // this machine's own addresses: what comes from them passes
+	answers map[tuple]flow      // of what it has matched, by what is matched as well; it grows
+}
+
+// under is the same by another model. What that allows has answers that are allowed.
+func (d disallowed) under(m model) disallowed {
+	d.model = m
+	maps.DeleteFunc(d.answers, func(_ tuple, f flow) bool { return m.allows(f) })
+	return d
+}
+
+// tuple is one direction of a tracked connection.
+type tuple struct {
+	proto            uint8
+	from, to         netip.Addr
+	fromPort, toPort uint16
+}
+
+func tupleOf(t netlink.IPTuple) (out tuple, ok bool) {
+	from, ok1 := netip.AddrFromSlice(t.SrcIP)
+	to, ok2 := netip.AddrFromSlice(t.DstIP)
+	return tuple{t.Protocol, from.Unmap(), to.Unmap(), t.SrcPort, t.DstPort}, ok1 && ok2
 }
 
 // MatchConntrackFlow is netlink's filter: true deletes the connection.
 func (d disallowed) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
-	from, ok1 := netip.AddrFromSlice(c.Forward.SrcIP)
-	to, ok2 := netip.AddrFromSlice(c.Reverse.SrcIP) // where it went after translation
-	if !ok1 || !ok2 || d.machine[from.Unmap()] {
+	there, ok1 := tupleOf(c.Forward)
+	back, ok2 := tupleOf(c.Reverse) // after translation
+	if !ok1 || !ok2 {
 		return false
 	}
-	f := flow{from: from.Unmap(), to: to.Unmap(), port: c.Reverse.SrcPort}
-	switch c.Forward.Protocol {
+	if _, ok := d.answers[there]; ok {
+		return true
+	}
+	f := flow{from: there.from, to: back.from, port: back.fromPort}
+	switch there.proto {
 	case unix.IPPROTO_TCP:
 		f.proto = "tcp"
 	case unix.IPPROTO_UDP:
@@ -96,5 +121,11 @@ func (d disallowed) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
 	default:
 		f.port = 0
 	}
-	return !d.allows(f)
+	if d.machine[f.from] || d.allows(f) {
+		return false
+	}
+	if there.proto != unix.IPPROTO_TCP { // the rules know the middle of a TCP connection when they see it
+		d.answers[back] = f
+	}
+	return true
 }

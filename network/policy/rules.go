@@ -30,6 +30,7 @@ func (m model) rules() nft.State {
 	s.Chains["policy-egress-forward"] = hook(knftables.ForwardHook, "1", known, "jump policy-strays", m.ip("saddr vmap @policy-egress"))
 	s.Chains["policy-egress-input"] = hook(knftables.InputHook, "1", append(m.exempt(), known,
 		m.ip(fmt.Sprintf("daddr %s meta l4proto { tcp, udp } th dport 53 accept", m.dns)), m.ip("saddr vmap @policy-egress"))...)
+	s.Chains["policy-output"] = hook(knftables.OutputHook, "1", known, "jump policy-strays") // of the machine to its pods
 	s.Chains["policy-ingress-forward"] = hook(knftables.ForwardHook, "2", known, m.ip("daddr vmap @policy-ingress"))
 
 	// A connection that was ended because it is not allowed any more must not come back

@@ -50,7 +50,7 @@ type element struct {
 func New(cfg Config) *Watcher {
 	return &Watcher{
 		cfg: cfg, seen: map[element]uint64{}, total: map[Reason]uint64{}, said: map[string]time.Time{},
-		packets: prometheus.NewDesc("rookery_network_refused_packets_total", "Packets of pods of this peer that were refused: by the sender's policies (egress), the receiver's (ingress), or for a source address that is not the pod's (source).", []string{"reason"}, nil),
+		packets: prometheus.NewDesc("rookery_network_refused_packets_total", "Packets from and to pods of this peer that were refused: by the sender's policies (egress), the receiver's (ingress), or for a source address that is not the sender's (source).", []string{"reason"}, nil),
 	}
 }
 
@@ -146,12 +146,15 @@ func (w *Watcher) tell(now time.Time, reason Reason, f flow, packets uint64, nam
 		return
 	}
 	w.said[key] = now
-	switch reason {
-	case Source:
+	_, isPod := known.byDevice[f.device]
+	switch {
+	case reason == Source && !isPod:
+		w.cfg.Log.Warn("somebody outside the cluster sends under an address of the pod network: dropped", "device", f.device, "source", f.from, "packets", packets)
+	case reason == Source:
 		w.cfg.Log.Warn("a pod sends under an address that is not its own: dropped", "pod", pod, "source", f.from, "packets", packets)
-	case Egress:
+	case reason == Egress:
 		w.cfg.Log.Warn("a pod sends what its network policies do not allow: refused", "pod", pod, "to", other, "port", f.service(), "packets", packets)
-	case Ingress:
+	case reason == Ingress:
 		w.cfg.Log.Warn("network policies do not allow what a pod is sent: refused", "pod", pod, "from", other, "port", f.service(), "packets", packets)
 	}
 }

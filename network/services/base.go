@@ -8,8 +8,25 @@ import (
 	"github.com/rundigitalplatform/rookery/network/nft"
 )
 
+// The maps from where clients connect to, to chains.
+const (
+	serviceIPs       = "service-ips"
+	serviceNodePorts = "service-nodeports"
+)
+
+// endpointsOf is the map from a set's frontends of a protocol and a number, to endpoints.
+func endpointsOf(set, proto string) string { return fmt.Sprintf("%s-%s-endpoints", set, proto) }
+
+// frontendOf is a packet's part of the key in endpointsOf.
+func frontendOf(set, proto string, family knftables.Family) string {
+	if set == serviceNodePorts {
+		return proto + " dport"
+	}
+	return fmt.Sprintf("%s daddr . %s dport", family, proto)
+}
+
 // base is the part of the family's table that is there with no Service at all: one
-// look-up for each new connection, however many Services there are.
+// look-up of where a new connection goes and one of its endpoint, however many Services there are.
 func base(self Self) nft.State {
 	s := nft.NewState()
 	ip, address := self.family(), nft.AddressType(self.family())
@@ -17,17 +34,29 @@ func base(self Self) nft.State {
 	if ip == knftables.IPv6Family {
 		loopback = "{ ::1 , fe80::/10 }" // a link-local address is not for a packet that is sent on, either
 	}
-	s.Sets["service-ips"] = nft.Set{Map: true, Type: address + " . inet_proto . inet_service : verdict", Elements: map[string]string{}}
-	s.Sets["service-nodeports"] = nft.Set{Map: true, Type: "inet_proto . inet_service : verdict", Elements: map[string]string{}}
+	s.Sets[serviceIPs] = nft.Set{Map: true, Type: address + " . inet_proto . inet_service : verdict", Elements: map[string]string{}}
+	s.Sets[serviceNodePorts] = nft.Set{Map: true, Type: "inet_proto . inet_service : verdict", Elements: map[string]string{}}
+	// The endpoints of Services that treat them alike. That they are elements, and not rules of each
+	// Service, lets one change at the same cost among many: the kernel follows every map to all
+	// chains when a rule changes, or where an element leads.
+	for _, proto := range []string{"tcp", "udp", "sctp"} {
+		for set, key := range map[string]string{serviceIPs: address + " . inet_service", serviceNodePorts: "inet_service"} {
+			s.Sets[endpointsOf(set, proto)] = nft.Set{
+				Map: true, Elements: map[string]string{},
+				Type:   fmt.Sprintf("%s . integer : %s . inet_service", key, address),
+				TypeOf: fmt.Sprintf("%s . numgen random mod 65536 : %s", frontendOf(set, proto, ip), frontendOf(serviceIPs, proto, ip)),
+			}
+		}
+	}
 	s.Sets["nodeport-rejects"] = nft.Set{Type: "inet_proto . inet_service", Elements: map[string]string{}}
-
+	s.Sets["external-rejects"] = nft.Set{Type: address + " . inet_proto . inet_service", Elements: map[string]string{}}
 	s.Sets["balancer-ips"] = nft.Set{Type: address, Elements: map[string]string{}}
 
 	s.Chains["services"] = nft.Chain{Rules: []string{
-		fmt.Sprintf("%s daddr . meta l4proto . th dport vmap @service-ips", ip),
+		fmt.Sprintf("%s daddr . meta l4proto . th dport vmap @%s", ip, serviceIPs),
 		// Every address of the machine, but not loopback: a packet with a loopback
 		// address must not leave the machine.
-		fmt.Sprintf("fib daddr type local %s daddr != %s meta l4proto . th dport vmap @service-nodeports", ip, loopback),
+		fmt.Sprintf("fib daddr type local %s daddr != %s meta l4proto . th dport vmap @%s", ip, loopback, serviceNodePorts),
 	}}
 	hook := func(kind knftables.BaseChainType, at knftables.BaseChainHook, priority knftables.BaseChainPriority) *nft.Hook {
 		return &nft.Hook{Type: kind, Hook: at, Priority: priority}
@@ -49,15 +78,19 @@ func base(self Self) nft.State {
 	refuse := fmt.Sprintf("%s daddr %s %s daddr != %s goto refuse", ip, self.ServiceCIDR.Masked(), ip, self.DNS)
 	// Nor does one with a load balancer's address, which would leave the machine again.
 	balancer := fmt.Sprintf("%s daddr @balancer-ips goto refuse", ip)
-	forward := []string{refuse, balancer}
+	// Nor does one with an external address of a Service without endpoints. The address may be the
+	// machine's own, whose connections to itself go on.
+	external := fmt.Sprintf("ct state new %s daddr . meta l4proto . th dport @external-rejects goto refuse", ip)
+	forward := []string{refuse, balancer, external}
 	if ip == knftables.IPv6Family {
 		// A neighbour that checks whether the address is still here is answered by package announce.
-		forward = []string{refuse, "ip6 daddr @balancer-ips icmpv6 type nd-neighbor-solicit drop", balancer}
+		forward = []string{refuse, "ip6 daddr @balancer-ips icmpv6 type nd-neighbor-solicit drop", balancer, external}
 	}
 	s.Chains["filter-forward"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority), Rules: forward}
-	s.Chains["filter-output"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.OutputHook, knftables.FilterPriority), Rules: []string{refuse, balancer}}
+	s.Chains["filter-output"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.OutputHook, knftables.FilterPriority), Rules: []string{refuse, balancer, external}}
 	s.Chains["filter-input"] = nft.Chain{Hook: hook(knftables.FilterType, knftables.InputHook, knftables.FilterPriority), Rules: []string{
 		"ct state new meta l4proto . th dport @nodeport-rejects goto refuse",
+		external,
 	}}
 	return s
 }

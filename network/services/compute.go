@@ -96,8 +96,9 @@ func portName(p corev1.ServicePort) string {
 	return fmt.Sprint(p.Port) // a port name has a letter, so this is not one
 }
 
-// svcPort writes the rules of one port of one Service. Every chain and set
-// carries the port's name, so that one Service's change rewrites no other's.
+// svcPort writes the rules of one port of one Service. Every chain and set carries the port's
+// name, so that one Service's change rewrites no other's; but for the shared chains, which say
+// the same for all.
 type svcPort struct {
 	t     *table
 	self  Self
@@ -126,8 +127,11 @@ func (p *svcPort) write(all []endpoint) {
 		p.element("balancer-ips", a.String(), "")
 	}
 	if len(cluster) == 0 {
-		// Nothing translates the ClusterIP, and what is left with a service
-		// address is refused; a NodePort must be refused by name.
+		// Nothing translates the ClusterIP, and what is left with a service address is refused,
+		// or a load balancer's; all else must be refused by name.
+		for _, a := range p.self.addrs(p.svc.Spec.ExternalIPs) {
+			p.element("external-rejects", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "")
+		}
 		if p.port.NodePort != 0 {
 			p.element("nodeport-rejects", fmt.Sprintf("%s . %d", p.proto, p.port.NodePort), "")
 		}
@@ -138,14 +142,16 @@ func (p *svcPort) write(all []endpoint) {
 			p.element("outside-endpoints", fmt.Sprintf("%s . %s . %d", e.at.Addr(), p.proto, e.at.Port()), "")
 		}
 	}
-	p.frontends(internalChain, externalChain)
-	p.balance(internalChain, internal)
 	if !outside {
+		in, out := p.target(internalChain, internal), target{}
 		if p.hasExternal() {
-			p.balance(externalChain, external)
+			out = p.target(externalChain, external)
 		}
+		p.frontends(in, out)
 		return
 	}
+	p.frontends(target{chain: internalChain}, target{chain: externalChain})
+	p.balance(internalChain, internal)
 	// Who is inside is served by any endpoint: the policy protects the addresses
 	// of clients outside, and those inside are not translated anyway.
 	p.balance("cluster-"+p.name, cluster)
@@ -201,28 +207,66 @@ func (s Self) clusterIPs(svc *corev1.Service) []netip.Addr {
 	return s.addrs(ips)
 }
 
-func (p *svcPort) frontends(internal, external string) {
+// target is where the connections to a frontend go.
+type target struct {
+	chain string     // of the Service; "": the one that all share which have as many endpoints
+	to    []endpoint // what the shared chain chooses from
+}
+
+// target is one of these endpoints. Where they are alike no rule is the Service's own: see base.
+func (p *svcPort) target(chain string, to []endpoint) target {
+	if p.split == nil && !p.sticky() && len(to) > 0 {
+		return target{to: to}
+	}
+	p.balance(chain, to)
+	return target{chain: chain}
+}
+
+func (p *svcPort) frontends(internal, external target) {
 	for _, a := range p.clusterAddrs() {
-		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+internal)
+		p.front(serviceIPs, a, internal)
 	}
 	for _, a := range p.self.addrs(p.svc.Spec.ExternalIPs) {
-		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+external)
+		p.front(serviceIPs, a, external)
 	}
 	balancer := external
 	if ranges := p.sources(); len(p.svc.Spec.LoadBalancerSourceRanges) > 0 && len(p.balancerAddrs()) > 0 {
-		balancer = "sources-" + p.name
+		balancer.chain = "sources-" + p.name
 		var rules []string
 		if len(ranges) > 0 {
-			rules = append(rules, fmt.Sprintf("%s saddr { %s } goto %s", p.ip(), strings.Join(ranges, " , "), external))
+			rules = append(rules, fmt.Sprintf("%s saddr { %s } goto %s", p.ip(), strings.Join(ranges, " , "), p.chain(serviceIPs, external)))
 		}
-		p.t.chains[balancer] = nft.Chain{Rules: append(rules, "drop")}
+		p.t.chains[balancer.chain] = nft.Chain{Rules: append(rules, "drop")}
 	}
 	for _, a := range p.balancerAddrs() {
-		p.element("service-ips", fmt.Sprintf("%s . %s . %d", a, p.proto, p.port.Port), "goto "+balancer)
+		p.front(serviceIPs, a, balancer)
 	}
 	if p.port.NodePort != 0 {
-		p.element("service-nodeports", fmt.Sprintf("%s . %d", p.proto, p.port.NodePort), "goto "+external)
+		p.front(serviceNodePorts, netip.Addr{}, external)
 	}
+}
+
+// front leads from an address of the Service, or from its node port, to the target.
+func (p *svcPort) front(set string, a netip.Addr, t target) {
+	at, port := "", p.port.NodePort
+	if set == serviceIPs {
+		at, port = a.String()+" . ", p.port.Port
+	}
+	p.element(set, fmt.Sprintf("%s%s . %d", at, p.proto, port), "goto "+p.chain(set, t))
+	for i, e := range t.to {
+		p.element(endpointsOf(set, p.proto), fmt.Sprintf("%s%d . %d", at, port, i), fmt.Sprintf("%s . %d", e.at.Addr(), e.at.Port()))
+	}
+}
+
+// chain is the target's for frontends of that set.
+func (p *svcPort) chain(set string, t target) string {
+	if t.chain != "" {
+		return t.chain
+	}
+	name := fmt.Sprintf("%s-%s-one-of-%d", set, p.proto, len(t.to))
+	p.t.chains[name] = nft.Chain{Rules: []string{fmt.Sprintf("meta l4proto %s dnat %s addr . port to %s . numgen random mod %d map @%s",
+		p.proto, p.ip(), frontendOf(set, p.proto, p.ip()), len(t.to), endpointsOf(set, p.proto))}}
+	return name
 }
 
 // sources are the family's ranges that may use the load balancer's addresses, without those

@@ -33,6 +33,7 @@ type change struct {
 type computer struct {
 	self     Self
 	parts    map[string]part
+	chains   claims[string, nft.Chain] // what Services share says the same for all
 	elements claims[nft.Element, string]
 	udp      claims[frontend, endpoints]
 	health   claims[uint16, health]
@@ -60,7 +61,7 @@ type answer struct {
 
 func newComputer(self Self) *computer {
 	return &computer{
-		self: self, parts: map[string]part{}, elements: claims[nft.Element, string]{},
+		self: self, parts: map[string]part{}, chains: claims[string, nft.Chain]{}, elements: claims[nft.Element, string]{},
 		udp: claims[frontend, endpoints]{}, health: claims[uint16, health]{},
 	}
 }
@@ -89,14 +90,8 @@ func (c *computer) service(key string, o objects, out *change) {
 		}
 		t = compute(is.svc, is.of, is.split, is.ask(o.alive), c.self)
 	}
-	for _, name := range was.chains {
-		out.rules.Chains[name] = nil
-	}
 	for _, name := range was.sets {
 		out.rules.Sets[name] = nil
-	}
-	for name, chain := range t.chains {
-		out.rules.Chains[name] = &chain
 	}
 	for name, set := range t.sets {
 		out.rules.Sets[name] = &set
@@ -106,7 +101,8 @@ func (c *computer) service(key string, o objects, out *change) {
 			out.dead[addr] = struct{}{}
 		}
 	}
-	is.chains, is.sets, is.dead = names(t.chains), names(t.sets), names(t.dead)
+	is.sets, is.dead = names(t.sets), names(t.dead)
+	is.chains = c.chains.replace(key, was.chains, t.chains, out.rules.Chains)
 	is.elements = c.elements.replace(key, was.elements, t.elements, out.rules.Elements)
 	is.udp = c.udp.replace(key, was.udp, t.udp, out.udp)
 	is.health = c.health.replace(key, was.health, t.health, out.health)

@@ -209,24 +209,32 @@ func TestDesired(t *testing.T) {
 		want                 string
 	}{
 		{"two endpoints", "d/web 10.43.0.5 80", "d/web 8080 10.42.1.2@a 10.42.2.2@b", `
-			rule cluster-d/web/tcp/80 meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.42.1.2 . 8080 , 1 : 10.42.2.2 . 8080 }
-			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+			rule service-ips-tcp-one-of-2 meta l4proto tcp dnat ip addr . port to ip daddr . tcp dport . numgen random mod 2 map @service-ips-tcp-endpoints
+			element service-ips { 10.43.0.5 . tcp . 80 : goto service-ips-tcp-one-of-2 }
+			element service-ips-tcp-endpoints { 10.43.0.5 . 80 . 0 : 10.42.1.2 . 8080 }
+			element service-ips-tcp-endpoints { 10.43.0.5 . 80 . 1 : 10.42.2.2 . 8080 }`},
 		{"a dead node's endpoint", "d/web 10.43.0.5 80", "d/web 8080 10.42.1.2@a 10.42.2.2@dead", `
-			rule cluster-d/web/tcp/80 meta l4proto tcp dnat to 10.42.1.2:8080
-			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+			rule service-ips-tcp-one-of-1 meta l4proto tcp dnat ip addr . port to ip daddr . tcp dport . numgen random mod 1 map @service-ips-tcp-endpoints
+			element service-ips { 10.43.0.5 . tcp . 80 : goto service-ips-tcp-one-of-1 }
+			element service-ips-tcp-endpoints { 10.43.0.5 . 80 . 0 : 10.42.1.2 . 8080 }`},
 		{"only ready ones", "d/web 10.43.0.5 80", "d/web 8080 10.42.1.2@a 10.42.1.3@a=unready 10.42.1.4@a=serving 10.42.1.5@a=gone", `
-			rule cluster-d/web/tcp/80 meta l4proto tcp dnat to 10.42.1.2:8080
-			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+			rule service-ips-tcp-one-of-1 meta l4proto tcp dnat ip addr . port to ip daddr . tcp dport . numgen random mod 1 map @service-ips-tcp-endpoints
+			element service-ips { 10.43.0.5 . tcp . 80 : goto service-ips-tcp-one-of-1 }
+			element service-ips-tcp-endpoints { 10.43.0.5 . 80 . 0 : 10.42.1.2 . 8080 }`},
 		{"terminating but serving, as the last resort", "d/web 10.43.0.5 80", "d/web 8080 10.42.1.3@a=unready 10.42.1.4@a=serving 10.42.1.5@a=gone", `
-			rule cluster-d/web/tcp/80 meta l4proto tcp dnat to 10.42.1.4:8080
-			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+			rule service-ips-tcp-one-of-1 meta l4proto tcp dnat ip addr . port to ip daddr . tcp dport . numgen random mod 1 map @service-ips-tcp-endpoints
+			element service-ips { 10.43.0.5 . tcp . 80 : goto service-ips-tcp-one-of-1 }
+			element service-ips-tcp-endpoints { 10.43.0.5 . 80 . 0 : 10.42.1.4 . 8080 }`},
 		{"none", "d/web 10.43.0.5 80", "d/web 8080", ``},
 		{"none, with a node port", "d/web 10.43.0.5 80/30080", "d/web 8080 10.42.2.2@dead", `
 			element nodeport-rejects { tcp . 30080 }`},
 		{"UDP with a node port", "d/dns 10.43.0.6 53/30053/udp", "d/dns 5353 10.42.1.2@a", `
-			rule cluster-d/dns/udp/53 meta l4proto udp dnat to 10.42.1.2:5353
-			element service-ips { 10.43.0.6 . udp . 53 : goto cluster-d/dns/udp/53 }
-			element service-nodeports { udp . 30053 : goto cluster-d/dns/udp/53 }`},
+			rule service-ips-udp-one-of-1 meta l4proto udp dnat ip addr . port to ip daddr . udp dport . numgen random mod 1 map @service-ips-udp-endpoints
+			rule service-nodeports-udp-one-of-1 meta l4proto udp dnat ip addr . port to udp dport . numgen random mod 1 map @service-nodeports-udp-endpoints
+			element service-ips { 10.43.0.6 . udp . 53 : goto service-ips-udp-one-of-1 }
+			element service-ips-udp-endpoints { 10.43.0.6 . 53 . 0 : 10.42.1.2 . 5353 }
+			element service-nodeports { udp . 30053 : goto service-nodeports-udp-one-of-1 }
+			element service-nodeports-udp-endpoints { 30053 . 0 : 10.42.1.2 . 5353 }`},
 		{"external traffic local", "d/web 10.43.0.5 80/30080 external-local", "d/web 8080 10.42.1.2@here 10.42.2.2@b", `
 			rule cluster-d/web/tcp/80 meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.42.1.2 . 8080 , 1 : 10.42.2.2 . 8080 }
 			rule external-d/web/tcp/80 ip saddr 10.42.0.0/16 goto cluster-d/web/tcp/80
@@ -246,9 +254,10 @@ func TestDesired(t *testing.T) {
 			rule endpoint-d/web/tcp/80__10.42.1.2/8080 meta l4proto tcp dnat to 10.42.1.2:8080
 			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
 		{"an endpoint outside", "d/web 10.43.0.5 80", "d/web 8080 192.0.2.9@a", `
-			rule cluster-d/web/tcp/80 meta l4proto tcp dnat to 192.0.2.9:8080
+			rule service-ips-tcp-one-of-1 meta l4proto tcp dnat ip addr . port to ip daddr . tcp dport . numgen random mod 1 map @service-ips-tcp-endpoints
 			element outside-endpoints { 192.0.2.9 . tcp . 8080 }
-			element service-ips { 10.43.0.5 . tcp . 80 : goto cluster-d/web/tcp/80 }`},
+			element service-ips { 10.43.0.5 . tcp . 80 : goto service-ips-tcp-one-of-1 }
+			element service-ips-tcp-endpoints { 10.43.0.5 . 80 . 0 : 192.0.2.9 . 8080 }`},
 		{"headless", "d/web None 80", "d/web 8080 10.42.1.2@a", ``},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -310,19 +319,32 @@ func TestOneServiceChangesAlone(t *testing.T) {
 	fake := knftables.NewFake(knftables.IPv4Family, "rookery")
 	table := nft.New(fake, slog.New(slog.DiscardHandler))
 	services, endpointSlices := many(t, 50)
-	for range 2 {
+	set := func() {
+		t.Helper()
 		if err := table.Set(t.Context(), "services", desired(services, endpointSlices, nil, alive, self()).rules); err != nil {
 			t.Fatal(err)
 		}
-		endpointSlices[7] = slice(t, corev1.ProtocolTCP, "d/s0007 8080 10.42.1.9@a")
 	}
-	for line := range strings.Lines(fake.LastTransaction.String()) {
-		if !strings.Contains(line, "s0007") {
-			t.Errorf("also written: %s", line)
+	set()
+	for _, c := range []struct {
+		endpoints string
+		want      int // operations
+	}{
+		{"10.42.1.9@a 10.42.2.9@b 10.42.4.4@d", 2 * 2},         // an element of each frontend is replaced
+		{"10.42.1.9@a 10.42.2.9@b", 2*2 + 2*1 + 2*2},           // where it leads, one less, and the chains of two
+		{"10.42.1.9@a 10.42.2.9@b 10.42.4.4@d", 2*2 + 2*1 + 2}, // the chains of two are emptied
+		{"10.42.1.9@a 10.42.2.9@b 10.42.3.9@c", 2 * 2},
+	} {
+		endpointSlices[7] = slice(t, corev1.ProtocolTCP, "d/s0007 8080 "+c.endpoints)
+		set()
+		for line := range strings.Lines(fake.LastTransaction.String()) {
+			if !strings.Contains(line, "{ 10.43.1.8 . ") && !strings.Contains(line, " 30007 ") && !strings.Contains(line, "-one-of-2") {
+				t.Errorf("also written: %s", line)
+			}
 		}
-	}
-	if n := fake.LastTransaction.NumOperations(); n != 2 {
-		t.Errorf("%d operations, want a flush and a rule:\n%s", n, fake.LastTransaction)
+		if n := fake.LastTransaction.NumOperations(); n != c.want {
+			t.Errorf("%d operations, want %d:\n%s", n, c.want, fake.LastTransaction)
+		}
 	}
 }
 
@@ -482,5 +504,24 @@ func TestTurns(t *testing.T) {
 	}
 	if got := turns(many); len(got) != slots {
 		t.Error(got)
+	}
+}
+
+// A Service without endpoints refuses no connection that the machine's own listener already has.
+func TestRefusalsAreOfNewConnections(t *testing.T) {
+	s := base(self())
+	for _, chain := range []string{"filter-forward", "filter-output", "filter-input"} {
+		found := false
+		for _, rule := range s.Chains[chain].Rules {
+			if !strings.Contains(rule, "@external-rejects") && !strings.Contains(rule, "@nodeport-rejects") {
+				continue
+			}
+			if found = true; !strings.HasPrefix(rule, "ct state new ") {
+				t.Errorf("%s ends established connections: %s", chain, rule)
+			}
+		}
+		if !found {
+			t.Errorf("%s refuses nothing", chain)
+		}
 	}
 }

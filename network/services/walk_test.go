@@ -103,40 +103,45 @@ func walk(t *testing.T, self Self) {
 	})
 }
 
-// BenchmarkOneEndpoint changes one endpoint among many Services and writes it to the kernel.
+// BenchmarkOneEndpoint changes one endpoint among many Services and writes it to the kernel:
+// it is replaced by another, or there is one more, and then one less.
 func BenchmarkOneEndpoint(b *testing.B) {
 	for _, n := range []int{10, 1000, 5000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			nfttest.Namespace(b)
-			table, err := nft.Open(knftables.IPv4Family, "rookery", slog.New(slog.DiscardHandler))
-			if err != nil {
-				b.Fatal(err)
+		b.Run(fmt.Sprintf("replaced/%d", n), func(b *testing.B) { benchmarkOneEndpoint(b, n, "") })
+		b.Run(fmt.Sprintf("more-or-less/%d", n), func(b *testing.B) { benchmarkOneEndpoint(b, n, "", " 10.42.9.9@c") })
+	}
+}
+
+// benchmarkOneEndpoint gives the Service these endpoints in turn, beside a new one.
+func benchmarkOneEndpoint(b *testing.B, n int, more ...string) {
+	nfttest.Namespace(b)
+	table, err := nft.Open(knftables.IPv4Family, "rookery", slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	services, endpointSlices := many(b, n)
+	f := &family{self: self(), udp: map[frontend]endpoints{}, health: map[uint16]health{}}
+	keys, now := those(services, endpointSlices, nil, alive)
+	if _, err := f.write(b.Context(), kernel{table}, "services", slices.Values(keys), now); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	of := now.slices
+	for i := 0; b.Loop(); i++ {
+		// What was replaced is freed once all processors have let go of it, and the next one waits for that.
+		b.StopTimer()
+		time.Sleep(50 * time.Millisecond)
+		b.StartTimer()
+		changed := []*discoveryv1.EndpointSlice{slice(b, corev1.ProtocolTCP, fmt.Sprintf("d/s0007 8080 10.42.1.%d@a%s", 2+i%200, more[i%len(more)]))}
+		now.slices = func(key string) []*discoveryv1.EndpointSlice {
+			if key == "d/s0007" {
+				return changed
 			}
-			services, endpointSlices := many(b, n)
-			f := &family{self: self(), udp: map[frontend]endpoints{}, health: map[uint16]health{}}
-			keys, now := those(services, endpointSlices, nil, alive)
-			if _, err := f.write(b.Context(), kernel{table}, "services", slices.Values(keys), now); err != nil {
-				b.Fatal(err)
-			}
-			b.ReportAllocs()
-			of := now.slices
-			for i := 0; b.Loop(); i++ {
-				// What was replaced is freed once all processors have let go of it, and the next one waits for that.
-				b.StopTimer()
-				time.Sleep(50 * time.Millisecond)
-				b.StartTimer()
-				changed := []*discoveryv1.EndpointSlice{slice(b, corev1.ProtocolTCP, fmt.Sprintf("d/s0007 8080 10.42.1.%d@a", 2+i%200))}
-				now.slices = func(key string) []*discoveryv1.EndpointSlice {
-					if key == "d/s0007" {
-						return changed
-					}
-					return of(key)
-				}
-				if _, err := f.write(b.Context(), kernel{table}, "services", slices.Values([]string{"d/s0007"}), now); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
+			return of(key)
+		}
+		if _, err := f.write(b.Context(), kernel{table}, "services", slices.Values([]string{"d/s0007"}), now); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 

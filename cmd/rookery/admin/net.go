@@ -34,6 +34,8 @@ type Probe struct {
 	What   string `json:"what"`             // "path", "pod network", "pod", "Service" or "DNS"
 	Failed string `json:"failed,omitempty"` // "" for reached
 	Note   string `json:"note,omitempty"`   // what is unusual, though it works
+	// Untried is why it was not tried; "" for it was.
+	Untried string `json:"untried,omitempty"`
 }
 
 // Net is what a peer can say of packets.

@@ -172,11 +172,21 @@ type Versions struct {
 	Lacks func(runtime.Info) []string
 }
 
+// Hangs is the cure of an engine that answers, but not about all of its containers.
+const Hangs = "one of its containers hangs, and the others run on: look for storage that does not answer (`ps -eo state,pid,args | grep ^D`), and mend or unmount it"
+
 // Engine tells whether Podman answers, is new enough and can run containers here.
 func Engine(ctx context.Context, rt runtime.Runtime, socket string, versions Versions) (all []Finding) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	call, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	info, err := rt.Info(ctx)
+	info, err := rt.Info(call)
+	if errors.Is(err, context.DeadlineExceeded) {
+		call, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		if rt.Ping(call) == nil {
+			return []Finding{{"podman", Warn, fmt.Sprintf("answers, but does not say what it is (%v)", err), Hangs}, limits()}
+		}
+	}
 	if err != nil {
 		return []Finding{{"podman", Fatal, fmt.Sprintf("does not answer at %s (%v)", socket, err),
 			"install it (apt install podman) and start its API: systemctl enable --now podman.socket. Without systemd: podman system service -t 0 unix://" + socket}}

@@ -23,6 +23,8 @@ type report struct {
 	FirstFailure time.Time      `json:"firstFailure"`
 	LastFailure  time.Time      `json:"lastFailure"`
 	Errors       map[string]int `json:"errors,omitempty"`
+	// FailedBySecond is how many failed of those sent in a second since 1970; seconds without are left out.
+	FailedBySecond map[int64]int `json:"failedBySecond,omitempty"`
 }
 
 // load sends requests to a URL at a fixed rate, each on a connection of its own
@@ -41,7 +43,7 @@ func load(ctx context.Context, args []string, out io.Writer) error {
 	client := &http.Client{Timeout: *timeout, Transport: &http.Transport{DisableKeepAlives: true}}
 	ctx, cancel := context.WithTimeout(ctx, *length)
 	defer cancel()
-	r := report{Pods: map[string]int{}, Errors: map[string]int{}}
+	r := report{Pods: map[string]int{}, Errors: map[string]int{}, FailedBySecond: map[int64]int{}}
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	tick := time.NewTicker(time.Second / time.Duration(*rate))
@@ -71,6 +73,7 @@ func (r *report) add(at time.Time, pod string, err error) {
 	}
 	r.Failed++
 	r.Errors[err.Error()]++
+	r.FailedBySecond[at.Unix()]++
 	if r.FirstFailure.IsZero() || at.Before(r.FirstFailure) {
 		r.FirstFailure = at
 	}

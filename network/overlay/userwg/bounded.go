@@ -1,4 +1,4 @@
-package overlay
+package userwg
 
 import (
 	"golang.zx2c4.com/wireguard/conn"

@@ -1,4 +1,4 @@
-package overlay
+package userwg
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-package overlay
+package userwg
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -149,10 +150,14 @@ func (l *lan) messages() (n int) {
 // machine is one whose daemon can end and begin.
 type machine struct {
 	lan  *lan
-	peer Peer
+	name string
+	addr netip.Addr   // of the machine
+	net  netip.Prefix // of its pods
 	key  wgtypes.Key
+	// silent: the others are not greeted
+	silent bool
 
-	w   *userWireGuard
+	w   wireGuard
 	tun *tuntest.ChannelTUN
 	got chan []byte
 }
@@ -164,20 +169,20 @@ func (l *lan) machine(n int) *machine {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	return &machine{lan: l, key: key, peer: Peer{
-		Name: fmt.Sprint("h", n), Endpoint: netip.AddrFrom4([4]byte{192, 168, 77, byte(n)}), WireGuardKey: Key(key.PublicKey()), Alive: true,
-		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n), 0}), 24)},
-	}}
+	return &machine{
+		lan: l, name: fmt.Sprint("h", n), key: key, addr: netip.AddrFrom4([4]byte{192, 168, 77, byte(n)}),
+		net: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n), 0}), 24),
+	}
 }
 
 func (m *machine) start() {
 	m.tun, m.got = tuntest.NewChannelTUN(), make(chan []byte, 1024)
-	bind := &wire{lan: m.lan, at: netip.AddrPortFrom(m.peer.Endpoint, testPort)}
-	g, err := newGreeter(m.tun.TUN(), bind, Key(m.key), slog.New(slog.DiscardHandler))
+	bind := &wire{lan: m.lan, at: netip.AddrPortFrom(m.addr, testPort)}
+	g, err := newGreeter(m.tun.TUN(), bind, m.key, slog.New(slog.DiscardHandler))
 	if err != nil {
 		m.lan.t.Fatal(err)
 	}
-	m.w = &userWireGuard{cfg: Config{Port: testPort}, greeter: g}
+	m.w = wireGuard{g}
 	if err := g.dev.Up(); err != nil {
 		m.lan.t.Fatal(err)
 	}
@@ -194,25 +199,24 @@ func (m *machine) start() {
 	}()
 }
 
-func (m *machine) stop() {
-	if err := m.w.close(); err != nil {
-		m.lan.t.Error(err)
-	}
-}
+func (m *machine) stop() { m.w.greeter.close() }
 
 // add is what gossip's word on another peer leads to.
 func (m *machine) add(o *machine) {
-	if err := m.w.add(o.peer); err != nil {
+	err := m.w.set(Peer{
+		Key: o.key.PublicKey(), Endpoint: netip.AddrPortFrom(o.addr, testPort), AllowedIPs: []netip.Prefix{o.net}, Greet: !m.silent,
+	})
+	if err != nil {
 		m.lan.t.Fatal(err)
 	}
 	m.lan.mu.Lock()
 	defer m.lan.mu.Unlock()
-	m.lan.kept = append(m.lan.kept, m.w.greeter.dev.LookupPeer(device.NoisePublicKey(o.peer.WireGuardKey)))
+	m.lan.kept = append(m.lan.kept, m.w.greeter.dev.LookupPeer(device.NoisePublicKey(o.key.PublicKey())))
 }
 
 // ping sends a packet from the machine's first address to another's.
 func (m *machine) ping(o *machine) {
-	m.tun.Outbound <- tuntest.Ping(o.peer.PodCIDRs[0].Addr(), m.peer.PodCIDRs[0].Addr())
+	m.tun.Outbound <- tuntest.Ping(o.net.Addr(), m.net.Addr())
 }
 
 // bubble runs f in virtual time.
@@ -232,7 +236,7 @@ func (m *machine) arrives(o *machine) time.Duration {
 	select {
 	case <-o.got:
 	case <-time.After(time.Minute):
-		m.lan.t.Errorf("nothing from %s has come to %s within a minute", m.peer.Name, o.peer.Name)
+		m.lan.t.Errorf("nothing from %s has come to %s within a minute", m.name, o.name)
 	}
 	return time.Since(start)
 }
@@ -287,7 +291,7 @@ func TestGreetingEnds(t *testing.T) {
 		for _, m := range []*machine{a, b} {
 			for peer, s := range m.w.greeter.sessions() {
 				if !s.usable() {
-					t.Errorf("%s has no session with %x: %+v", m.peer.Name, peer, s)
+					t.Errorf("%s has no session with %x: %+v", m.name, peer, s)
 				}
 			}
 		}
@@ -323,6 +327,72 @@ func TestGreetingGivesUp(t *testing.T) {
 	})
 }
 
+// Who has answered nothing is known by that until it does; silence alone says nothing.
+func TestWhoDoesNotAnswerIsKnown(t *testing.T) {
+	bubble(t, time.Millisecond, func(t *testing.T, l *lan) {
+		a, b := l.pair()
+		silent := func(want bool) {
+			t.Helper()
+			for _, m := range []*machine{a, b} {
+				keys, err := m.w.greeter.inVain()
+				if err != nil || m == b && len(keys) > 0 || m == a && (len(keys) == 1) != want {
+					t.Errorf("%s has had no answer from %v, %v; want one by the first: %v", m.name, keys, err, want)
+				}
+			}
+		}
+		silent(false)
+		time.Sleep(time.Hour)
+		silent(false)
+		l.lose = func(netip.AddrPort, netip.AddrPort, []byte) bool { return true }
+		a.ping(b)
+		time.Sleep(5 * time.Second)
+		silent(false)
+		time.Sleep(time.Minute)
+		silent(true)
+		time.Sleep(time.Hour)
+		silent(true)
+		l.lose = nil
+		a.arrives(b)
+		silent(false)
+		time.Sleep(time.Hour)
+		silent(false)
+		a.stop()
+		b.stop()
+	})
+}
+
+// Who answers, and is not heard, finds out as well: WireGuard begins no handshake of its own
+// while it answers those of the other.
+func TestWhoIsNotHeardKnows(t *testing.T) {
+	for range 20 { // the keys differ, and so does who speaks first
+		bubble(t, time.Millisecond, func(t *testing.T, l *lan) {
+			a, b := l.machine(1), l.machine(2)
+			l.lose = func(from, _ netip.AddrPort, _ []byte) bool { return from.Addr() == b.addr }
+			a.start()
+			b.start()
+			b.add(a)
+			time.Sleep(rand.N(firstWord)) // it may leave the word to a
+			a.add(b)
+			time.Sleep(time.Minute)
+			for _, m := range []*machine{a, b} {
+				if keys, err := m.w.greeter.inVain(); err != nil || len(keys) != 1 {
+					t.Errorf("%s knows of %v that they do not answer, %v", m.name, keys, err)
+				}
+			}
+			l.lose = nil
+			a.arrives(b)
+			b.arrives(a)
+			for _, m := range []*machine{a, b} {
+				if keys, err := m.w.greeter.inVain(); err != nil || len(keys) > 0 {
+					t.Errorf("%s says that %v do not answer, %v", m.name, keys, err)
+				}
+			}
+			a.stop()
+			b.stop()
+		})
+	}
+}
+
 // Initiations that cross, long after the last session, are not left to WireGuard's 5 s.
 func TestCrossedHandshakes(t *testing.T) {
 	for range 20 {
@@ -341,6 +411,40 @@ func TestCrossedHandshakes(t *testing.T) {
 			heard.Wait()
 			if crossed := l.sent(device.MessageInitiationType) - before; crossed < 3 {
 				t.Errorf("%d initiations: they have not crossed", crossed)
+			}
+			a.stop()
+			b.stop()
+		})
+	}
+}
+
+// A handshake that was begun too early spoils the one that this end has just answered: that
+// is confirmed, but nothing can be sent by it.
+func TestSpoiltSession(t *testing.T) {
+	for range 20 { // the keys differ, and so does who speaks first
+		bubble(t, 60*time.Millisecond, func(t *testing.T, l *lan) {
+			a, b := l.machine(1), l.machine(2)
+			a.silent, b.silent = true, true
+			a.start()
+			b.start()
+			a.add(b)
+			b.add(a)
+			var lost atomic.Bool
+			l.lose = func(from, _ netip.AddrPort, m []byte) bool {
+				return from.Addr() == a.addr && m[0] == device.MessageInitiationType && lost.CompareAndSwap(false, true)
+			}
+			b.ping(a)
+			time.Sleep(65 * time.Millisecond) // a has answered
+			a.w.greeter.mu.Lock()
+			a.w.greeter.peers[b.key.PublicKey()] = &greeting{}
+			a.w.greeter.mu.Unlock()
+			a.w.greeter.repeat(b.key.PublicKey())
+			time.Sleep(time.Second)
+			if !lost.Load() {
+				t.Error("no handshake was begun too early")
+			}
+			if took := a.arrives(b); took > time.Second {
+				t.Errorf("what was sent arrived after %s", took)
 			}
 			a.stop()
 			b.stop()
@@ -369,24 +473,24 @@ func TestRestartedDaemon(t *testing.T) {
 					b.stop()
 					a.ping(b) // into the session that was
 					if c.clock {
-						setLastTimestamp(a.w.greeter.dev.LookupPeer(device.NoisePublicKey(b.peer.WireGuardKey)), 0xff)
+						setLastTimestamp(a.w.greeter.dev.LookupPeer(device.NoisePublicKey(b.key.PublicKey())), 0xff)
 					}
 					if c.moved {
-						b.peer.Endpoint = netip.MustParseAddr("192.168.77.99")
+						b.addr = netip.MustParseAddr("192.168.77.99")
 					}
 					time.Sleep(rand.N(3 * time.Second))
 					b.start()
-					a.peer.Alive = !c.silent
+					b.silent = c.silent
 					b.add(a)
 					if c.unheard {
 						time.Sleep(time.Second)
 					} else {
 						time.Sleep(rand.N(time.Second))
-						at := a.w.greeter.sessions()[b.peer.WireGuardKey].endpoint
-						if err := a.w.forget(b.peer); err != nil {
+						at := a.w.greeter.sessions()[b.key.PublicKey()].endpoint
+						if err := a.w.remake(b.key.PublicKey()); err != nil {
 							t.Error(err)
 						}
-						if now := a.w.greeter.sessions()[b.peer.WireGuardKey].endpoint; now != at {
+						if now := a.w.greeter.sessions()[b.key.PublicKey()].endpoint; now != at {
 							t.Errorf("heard at %q, and now sent to %q", at, now)
 						}
 						a.add(b)
@@ -416,7 +520,7 @@ func TestParseSessions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := got[Key(bytes.Repeat([]byte{0xab}, 32))]; len(got) != 1 || s.endpoint != "192.168.77.2:51820" || !s.agreed.Equal(time.Unix(7, 8)) {
+	if s := got[wgtypes.Key(bytes.Repeat([]byte{0xab}, 32))]; len(got) != 1 || s.endpoint != "192.168.77.2:51820" || !s.agreed.Equal(time.Unix(7, 8)) {
 		t.Errorf("read %+v", got)
 	}
 	if got, err := parseSessions("listen_port=51820\n"); len(got) != 0 || err != nil {
