@@ -22,8 +22,9 @@ LIGHT       = $(shell go list ./... | grep -vE '/(apiserver|controller|scheduler
 
 REPORT     := | awk -f test/report.awk
 FOR        ?= 10m
+KILLS      ?= 200
 
-.PHONY: build up down deps test unit lab-test check bench fuzz clean
+.PHONY: build up down deps deps-test test unit lab-test kills check bench fuzz clean
 
 build: deps-go bin/rookery bin/lab bin/hello.tar bin/busybox.tar
 
@@ -57,14 +58,17 @@ down:
 deps:
 	configs/deps.sh $(GO_VERSION)
 
+deps-test:
+	configs/deps.sh $(GO_VERSION) test
+
 deps-go:
 	@command -v go >/dev/null || { echo "there is no Go on PATH: run \`sudo make deps\`" >&2; exit 1; }
 
-test: deps build unit lab-test
+test: deps-test build unit lab-test
 
 # Without root or Podman these fail: a test that is skipped in silence proves nothing.
 unit: deps-go
-	CGO_ENABLED=1 go test -race -count=1 -timeout 20m $(LIGHT) 2>&1 $(REPORT)
+	CGO_ENABLED=1 go test -race -count=1 -timeout 40m $(LIGHT) 2>&1 $(REPORT)
 	go test -count=1 -timeout 20m $(HEAVY) 2>&1 $(REPORT)
 	cd third_party/inf && go test -count=1 .
 
@@ -73,11 +77,15 @@ bin/helm3 bin/helm4: bin/helm%: test/helm/go.mod test/helm/go.sum
 	cd test/helm && go build -ldflags '-s -w' -o ../../$@ helm.sh/helm/v$*/cmd/helm
 
 lab-test: build bin/helm3 bin/helm4
-	go test -count=1 ./test/image ./test/lab 2>&1 $(REPORT)
+	go test -count=1 ./test/bench ./test/image ./test/lab ./test/registry 2>&1 $(REPORT)
 	go test -count=1 -timeout 60m -v ./test/e2e 2>&1 $(REPORT)
 	go test -count=1 -timeout 20m -v ./test/families 2>&1 $(REPORT)
 	go test -count=1 -timeout 20m -v ./test/hidden 2>&1 $(REPORT)
 	go test -count=1 -timeout 40m -v ./test/survive 2>&1 $(REPORT)
+
+# The daemon killed at random moments while it starts a pod, as often as is promised.
+kills: build
+	ROOKERY_KILLS=$(KILLS) go test -count=1 -timeout 0 -v -run '^TestKilledWhileStarting$$' ./test/survive 2>&1 $(REPORT)
 
 check: deps-go
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -92,9 +100,11 @@ check: deps-go
 		echo '*** WARNING: the vulnerability database could not be reached: NOTHING was checked for known vulnerabilities ***' >&2; \
 	else exit $$rc; fi
 
-# The API under random requests; make fuzz FOR=1h goes on longer. What failed is printed with its seed.
+# The API under random requests, then the DNS server under random packets, each so long; make fuzz
+# FOR=1h goes on longer. What failed is printed with its seed, or kept in testdata.
 fuzz: deps-go
 	FUZZ_FOR=$(FOR) go test -count=1 -timeout 0 -v -run TestFuzz ./apiserver/apifuzz
+	set -e; for f in FuzzParse FuzzHandle FuzzSocket; do go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FOR) ./dnsserver; done
 
 bench: build
 	go run ./test/bench -bin bin -run '$(BENCH)'

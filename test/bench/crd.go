@@ -56,7 +56,7 @@ func measureCRD(ctx context.Context, b *bench) ([]figure, error) {
 
 // anonymous is the mean of the daemons' anonymous memory in MB, once they have given back what they do not need.
 func (b *bench) anonymous(ctx context.Context) (float64, error) {
-	if err := b.settle(ctx, 65*time.Second); err != nil {
+	if err := b.settle(ctx, lab.CalmDown); err != nil {
 		return 0, err
 	}
 	pids, err := b.daemons()

@@ -17,8 +17,7 @@ func (b *bench) daemons() (map[string]int, error) {
 	return found, err
 }
 
-// settle waits until a cluster that was just changed is idle: the last status
-// has been written and garbage has been returned.
+// settle waits until a cluster that was just changed has come to rest.
 func (b *bench) settle(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
@@ -33,7 +32,7 @@ func measureMemory(ctx context.Context, b *bench) ([]figure, error) {
 	if err := b.scale(ctx, replicas); err != nil {
 		return nil, err
 	}
-	if err := b.settle(ctx, 45*time.Second); err != nil {
+	if err := b.settle(ctx, lab.CalmDown); err != nil {
 		return nil, err
 	}
 	pids, err := b.daemons()
@@ -87,7 +86,7 @@ func measureIdle(ctx context.Context, b *bench) ([]figure, error) {
 	if err := b.scale(ctx, replicas); err != nil {
 		return nil, err
 	}
-	if err := b.settle(ctx, 20*time.Second); err != nil {
+	if err := b.settle(ctx, lab.CalmDown); err != nil {
 		return nil, err
 	}
 	pids, err := b.daemons()

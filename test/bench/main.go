@@ -1,6 +1,6 @@
 // Command bench measures Rookery's budgets (docs/design/budgets.md) on the real
 // binary in the lab, and prints one line for each: name, value, unit, yardstick,
-// budget, and whether it is met.
+// budget, and whether it is met. It fails if one is not, once all are printed.
 //
 //	bench [-bin DIR] [-run GROUP]
 //
@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 
@@ -114,7 +115,7 @@ func run(ctx context.Context, args []string) error {
 		}
 	}()
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
-	var over int
+	var all []figure
 	for _, g := range groups() {
 		if !wanted.MatchString(g.name) {
 			continue
@@ -137,18 +138,27 @@ func run(ctx context.Context, args []string) error {
 		}
 		for _, f := range figures {
 			fmt.Fprintf(w, "%s\t%.2f\t%s\t%s\t%s\t%s\n", f.name, f.value, f.unit, f.yardstick, f.bound(), f.verdict())
-			if f.verdict() == "over" {
-				over++
-			}
 		}
+		all = append(all, figures...)
 		if err := w.Flush(); err != nil {
 			return err
 		}
 	}
-	if over > 0 {
-		b.say(fmt.Sprintf("%d budgets are not met", over))
+	return missed(all)
+}
+
+// missed names the figures that are over their budgets; nil: none is.
+func missed(all []figure) error {
+	var over []string
+	for _, f := range all {
+		if f.verdict() == "over" {
+			over = append(over, fmt.Sprintf("%s is %.2f %s, not %s", f.name, f.value, f.unit, f.bound()))
+		}
 	}
-	return nil
+	if len(over) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of %d figures are over budget: %s", len(over), len(all), strings.Join(over, "; "))
 }
 
 func (f figure) bound() string {

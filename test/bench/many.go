@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +24,9 @@ const (
 	singles = 7
 	// probed is how many pods are probed each second.
 	probed = 30
+	// failing is how many pods fail a probe each second, and failures what is counted of each:
+	// of a pod's first 25 events all are sent, later ones seldom.
+	failing, failures = 10, 15
 )
 
 // benchPod is a pod of one container on one peer, which idles.
@@ -113,7 +117,7 @@ func measureMany(ctx context.Context, b *bench) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := b.settle(ctx, 30*time.Second); err != nil {
+	if err := b.settle(ctx, lab.CalmDown); err != nil {
 		return nil, err
 	}
 	written, cpu, err := b.during(ctx, one, time.Minute)
@@ -129,6 +133,10 @@ func measureMany(ctx context.Context, b *bench) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
+	event, err := b.events(ctx, api, host, pids[host])
+	if err != nil {
+		return nil, err
+	}
 	return []figure{
 		{name: "many/110-ready", value: took.Seconds(), unit: "s", yardstick: "-"},
 		{name: "many/110-removed", value: removed.Seconds(), unit: "s", yardstick: "-"},
@@ -137,6 +145,7 @@ func measureMany(ctx context.Context, b *bench) ([]figure, error) {
 		{name: "many/idle-disk-writes", value: written, unit: "bytes/min", yardstick: "-", budget: 1},
 		{name: "many/idle-cpu", value: cpu, unit: "% of a core", yardstick: "-", budget: 1},
 		{name: "many/probe", value: cost, unit: "ms of cpu", yardstick: "an HTTP probe"},
+		{name: "many/event", value: event - cost, unit: "ms of cpu", yardstick: "of a probe that failed"},
 	}, nil
 }
 
@@ -161,6 +170,49 @@ func (b *bench) probes(ctx context.Context, api kubernetes.Interface, host strin
 		return 0, err
 	}
 	return cpu / 100 * 1000 / probed, b.removePods(ctx, api)
+}
+
+// events is what a failed probe with its event costs the daemon, in milliseconds of processor time.
+func (b *bench) events(ctx context.Context, api kubernetes.Interface, host string, pid int) (float64, error) {
+	pods := make([]*corev1.Pod, failing)
+	for i := range pods {
+		pods[i] = benchPod(fmt.Sprintf("failing-%d", i), host)
+		pods[i].Spec.Containers[0].LivenessProbe = &corev1.Probe{
+			ProbeHandler:        corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/nothing", Port: intstr.FromInt32(8080)}},
+			InitialDelaySeconds: 20, PeriodSeconds: 1, FailureThreshold: 1000,
+		}
+	}
+	if _, err := b.startPods(ctx, api, pods); err != nil {
+		return 0, err
+	}
+	var cpu [2]time.Duration
+	var count [2]int32
+	for i, least := range []int32{1, failing * failures} { // from the first failure on
+		err := b.until(ctx, 2*time.Minute, func() error {
+			list, err := api.CoreV1().Events(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{FieldSelector: "reason=Unhealthy"})
+			if err != nil {
+				return err
+			}
+			usage, err := lab.UsageOf(pid)
+			if err != nil {
+				return err
+			}
+			cpu[i], count[i] = usage.CPU, 0
+			for _, e := range list.Items {
+				if strings.HasPrefix(e.InvolvedObject.Name, "failing-") {
+					count[i] += e.Count
+				}
+			}
+			if count[i] < least {
+				return fmt.Errorf("%d of %d events of failed probes have come", count[i], least)
+			}
+			return nil
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return float64((cpu[1] - cpu[0]).Microseconds()) / 1000 / float64(count[1]-count[0]), b.removePods(ctx, api)
 }
 
 // startPods creates the pods and waits until all are Ready, by one watch.

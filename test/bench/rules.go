@@ -51,7 +51,7 @@ func measureRules(ctx context.Context, b *bench) (figures []figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	have, number, first := 0, 0, 0.0
+	have, number, first, firstMore := 0, 0, 0.0, 0.0
 	for _, n := range []int{10, 1000, 5000} {
 		began := time.Now()
 		if err := balanced(ctx, api, have, n); err != nil {
@@ -59,7 +59,11 @@ func measureRules(ctx context.Context, b *bench) (figures []figure, err error) {
 		}
 		have = n
 		b.say(fmt.Sprintf("%d Services are there after %s", n, time.Since(began).Round(time.Second)))
-		took, err := b.changes(ctx, api, n, &number)
+		took, err := b.changes(ctx, api, n, &number, false)
+		if err != nil {
+			return nil, err
+		}
+		more, err := b.changes(ctx, api, n, &number, true)
 		if err != nil {
 			return nil, err
 		}
@@ -67,28 +71,37 @@ func measureRules(ctx context.Context, b *bench) (figures []figure, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if first == 0 {
-			first = took
+		if have == 10 {
+			first, firstMore = took, more
 		}
 		figures = append(figures,
 			figure{name: fmt.Sprintf("rules/endpoint-%d", n), value: took * 1e3, unit: "ms", yardstick: "from the API to the kernel"},
+			figure{name: fmt.Sprintf("rules/one-more-%d", n), value: more * 1e3, unit: "ms", yardstick: "from the API to the kernel"},
 			figure{name: fmt.Sprintf("rules/memory-%d", n), value: rss, unit: "MB", yardstick: fmt.Sprintf("%.0f before", before)})
 		if n > 10 {
-			figures = append(figures, figure{name: fmt.Sprintf("rules/endpoint-%d-ratio", n), value: took / first, unit: "x", yardstick: "10 Services", budget: 2})
+			figures = append(figures,
+				figure{name: fmt.Sprintf("rules/endpoint-%d-ratio", n), value: took / first, unit: "x", yardstick: "10 Services", budget: 1.5},
+				figure{name: fmt.Sprintf("rules/one-more-%d-ratio", n), value: more / firstMore, unit: "x", yardstick: "10 Services", budget: 1.5})
 		}
 	}
 	return figures, nil
 }
 
-// sliceOf is the one of a Service; its first endpoint is at.
-func sliceOf(service int, at string) *discoveryv1.EndpointSlice {
+// sliceOf is the one of a Service, whose endpoints are these and one more.
+func sliceOf(service int, at ...string) *discoveryv1.EndpointSlice {
 	name := fmt.Sprintf("rules-%d", service)
-	return &discoveryv1.EndpointSlice{
+	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}},
 		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: ptr.To("http"), Port: ptr.To[int32](80)}},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{at}}, {Addresses: []string{fmt.Sprintf("10.42.200.%d", 1+service%250)}}},
 	}
+	for _, ip := range append(at, fmt.Sprintf("10.42.200.%d", 1+service%250)) {
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}})
+	}
+	return slice
 }
+
+// firstOf is an address for the first endpoint of a Service.
+func firstOf(service int) string { return fmt.Sprintf("10.42.%d.%d", 201+service%50, 1+service/50) }
 
 // balanced makes Services from the number first up to the number last, with two endpoints each.
 func balanced(ctx context.Context, api kubernetes.Interface, first, last int) error {
@@ -99,7 +112,7 @@ func balanced(ctx context.Context, api kubernetes.Interface, first, last int) er
 			svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("rules-%d", i)}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
 			_, err := api.CoreV1().Services(metav1.NamespaceDefault).Create(ctx, svc, metav1.CreateOptions{})
 			if err == nil {
-				_, err = api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Create(ctx, sliceOf(i, fmt.Sprintf("10.42.%d.%d", 201+i%50, 1+i/50)), metav1.CreateOptions{})
+				_, err = api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Create(ctx, sliceOf(i, firstOf(i)), metav1.CreateOptions{})
 			}
 			if apierrors.IsAlreadyExists(err) {
 				return nil
@@ -111,8 +124,9 @@ func balanced(ctx context.Context, api kubernetes.Interface, first, last int) er
 }
 
 // changes is the median time from an endpoint's change to its rule in the kernel of a peer, in seconds.
-// The kernel tells of rules itself, so nobody polls. number counts changes: each has an address of its own.
-func (b *bench) changes(ctx context.Context, api kubernetes.Interface, services int, number *int) (float64, error) {
+// The endpoint takes the place of another, or is one more. The kernel tells of rules itself, so
+// nobody polls. number counts changes: each has an address of its own.
+func (b *bench) changes(ctx context.Context, api kubernetes.Interface, services int, number *int, more bool) (float64, error) {
 	rules, err := b.watchRules("h2")
 	if err != nil {
 		return 0, err
@@ -122,8 +136,12 @@ func (b *bench) changes(ctx context.Context, api kubernetes.Interface, services 
 	change := func(within time.Duration) (time.Duration, error) {
 		*number++
 		at := fmt.Sprintf("10.42.199.%d", *number)
+		slice := sliceOf(*number%services, at)
+		if more {
+			slice = sliceOf(*number%services, at, firstOf(*number%services))
+		}
 		began := time.Now()
-		if _, err := api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Update(ctx, sliceOf(*number%services, at), metav1.UpdateOptions{}); err != nil {
+		if _, err := api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Update(ctx, slice, metav1.UpdateOptions{}); err != nil {
 			return 0, err
 		}
 		if err := rules.wait(netip.MustParseAddr(at), began.Add(within)); err != nil {

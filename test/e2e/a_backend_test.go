@@ -12,8 +12,25 @@ import (
 func TestBackendChangesWhilePodsRun(t *testing.T) {
 	before := scale(t, "h1", 9)
 	defer use(t, "wireguard")
+	from, to := before[0], before[1:]
+	for to[0].Spec.NodeName == from.Spec.NodeName {
+		to = to[1:]
+	}
+	const length = 35 * time.Second // [use] may take 30
 	for _, backend := range []string{"vxlan", "direct", "wireguard"} {
+		load := startReport(t, "h1", "rookery", "-n", "hello", "exec", from.Metadata.Name, "-c", "hello", "--", "/hello", "load", "-rate", "100", "-for", length.String(), "http://"+to[0].Status.PodIP+":8080/")
+		began := time.Now()
+		time.Sleep(time.Second) // the load runs before the change
 		use(t, backend)
+		if took := time.Since(began); took >= length {
+			t.Errorf("to change to %s took %s, longer than requests were sent", backend, took)
+		}
+		r := load()
+		between := r.LastFailure.Sub(r.FirstFailure)
+		t.Logf("changed to %s: %d of %d requests from a pod on %s to one on %s failed, the last one %.1fs after the first", backend, r.Failed, r.Sent, from.Spec.NodeName, to[0].Spec.NodeName, between.Seconds())
+		if between > 20*time.Second || len(r.Pods) != 1 {
+			t.Errorf("changed to %s: requests failed for %s, %d of %d; %v", backend, between, r.Failed, r.Sent, r.Errors)
+		}
 		for _, p := range before[:3] {
 			out := must(t, "h2", "rookery", "-n", "hello", "exec", p.Metadata.Name, "-c", "hello", "--", "/hello", "load", "-rate", "100", "-for", "2s", serviceURL)
 			if r := decode(t, out); r.Failed > 0 || len(r.Pods) != 9 {

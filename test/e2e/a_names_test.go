@@ -31,28 +31,41 @@ import (
 
 const clusterDNS = "10.43.0.10"
 
-// resolve asks a DNS server from a host and renders the answer: the rcode, or the
-// records without name, TTL and class, sorted.
-func resolve(t *testing.T, host, network, server, question string) string {
-	t.Helper()
+// lookUp asks a DNS server from a host, at port 53 unless server says another.
+func lookUp(ctx context.Context, host, network, server, question string) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if _, _, err := net.SplitHostPort(server); err != nil {
+		server = net.JoinHostPort(server, "53")
+	}
+	conn, err := shared.DialFrom(ctx, host, network, server)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
 	name, qtype, _ := strings.Cut(question, " ")
-	var resp *dns.Msg
-	eventually(t, time.Minute, func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		conn, err := shared.DialFrom(ctx, host, network, net.JoinHostPort(server, "53"))
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		resp, _, err = (&dns.Client{Net: network, Timeout: 2 * time.Second}).ExchangeWithConnContext(ctx, new(dns.Msg).SetQuestion(name, dns.StringToType[qtype]), &dns.Conn{Conn: conn})
-		return err
-	})
-	var out []string
+	resp, _, err := (&dns.Client{Net: network, Timeout: 5 * time.Second}).ExchangeWithConnContext(ctx, new(dns.Msg).SetQuestion(name, dns.StringToType[qtype]), &dns.Conn{Conn: conn})
+	return resp, err
+}
+
+// rendered are an answer's records without name, TTL and class, sorted.
+func rendered(resp *dns.Msg) (out []string) {
 	for _, rr := range resp.Answer {
 		out = append(out, strings.Join(strings.Fields(rr.String())[3:], " "))
 	}
 	slices.Sort(out)
+	return out
+}
+
+// resolve asks a DNS server from a host, again until it answers: the rcode, or the records.
+func resolve(t *testing.T, host, network, server, question string) string {
+	t.Helper()
+	var resp *dns.Msg
+	eventually(t, time.Minute, func() (err error) {
+		resp, err = lookUp(t.Context(), host, network, server, question)
+		return err
+	})
+	out := rendered(resp)
 	switch {
 	case len(out) > 0:
 		return strings.Join(out, ", ")
@@ -105,6 +118,41 @@ func TestNamesAnswerWhereverTheyAreAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.CoreV1().Pods("hello").Delete(context.Background(), "named", metav1.DeleteOptions{}) })
+	host := strings.Split(strings.TrimSpace(sh(t, "h1", "cat /etc/resolv.conf")), "\n") // all machines of the lab have the same
+	cluster := []string{"search hello.svc.cluster.local svc.cluster.local cluster.local", "nameserver " + clusterDNS, "options ndots:5"}
+	for policy, want := range map[corev1.DNSPolicy][]string{
+		corev1.DNSDefault:                 host,
+		corev1.DNSNone:                    {"search home.arpa", "nameserver 192.0.2.53"},
+		corev1.DNSClusterFirst:            host, // in the host's network as Default
+		corev1.DNSClusterFirstWithHostNet: cluster,
+	} {
+		p := named.DeepCopy()
+		p.Name, p.Labels = "dns-"+strings.ToLower(string(policy)), nil
+		p.Spec.Hostname, p.Spec.Subdomain, p.Spec.DNSConfig, p.Spec.DNSPolicy = "", "", nil, policy
+		p.Spec.HostNetwork = strings.HasPrefix(string(policy), "Cluster")
+		if policy == corev1.DNSNone {
+			p.Spec.DNSConfig = &corev1.PodDNSConfig{Nameservers: []string{"192.0.2.53"}, Searches: []string{"home.arpa"}}
+		}
+		if _, err := client.CoreV1().Pods("hello").Create(ctx, p, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { client.CoreV1().Pods("hello").Delete(context.Background(), p.Name, metav1.DeleteOptions{}) })
+		defer func() {
+			t.Helper()
+			eventually(t, 2*time.Minute, func() error {
+				out, err := shared.Run(t.Context(), "h1", "rookery", "-n", "hello", "exec", p.Name, "--", "cat", "/etc/resolv.conf")
+				for _, line := range want {
+					if err == nil && !strings.Contains("\n"+out, "\n"+line+"\n") {
+						err = fmt.Errorf("dnsPolicy %s, host network %v: %q has no line %q", policy, p.Spec.HostNetwork, out, line)
+					}
+				}
+				if policy != corev1.DNSClusterFirstWithHostNet && strings.Contains(out, "ndots:5") {
+					err = fmt.Errorf("dnsPolicy %s, host network %v: %q", policy, p.Spec.HostNetwork, out)
+				}
+				return err
+			})
+		}()
+	}
 	var namedIP string
 	eventually(t, 2*time.Minute, func() error {
 		p, err := client.CoreV1().Pods("hello").Get(ctx, "named", metav1.GetOptions{})

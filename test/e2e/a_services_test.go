@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 )
 
 const serviceURL = "http://hello.hello.svc.cluster.local/"
@@ -14,11 +17,8 @@ const serviceURL = "http://hello.hello.svc.cluster.local/"
 // Nine replicas are spread over three peers, and answer by name, by ClusterIP
 // and by NodePort, from a pod on each peer, from each peer and from the LAN.
 func TestServiceAnswersFromEverywhere(t *testing.T) {
-	nodes := sh(t, "h1", "rookery get nodes --no-headers")
-	if n := strings.Count(nodes, " Ready "); n != 3 {
-		t.Fatalf("%d nodes are Ready:\n%s", n, nodes)
-	}
-	all := scale(t, "h1", 9)
+	allReady(t, time.Minute)
+	all := spread(t, "h1")
 	on := map[string]string{} // a pod on each peer
 	count := map[string]int{}
 	for _, p := range all {
@@ -60,6 +60,52 @@ func nine(t *testing.T, where string, r report) {
 	}
 }
 
+// With trafficDistribution PreferClose connections stay in the zone of the peer that they come
+// from, as long as it has an endpoint.
+func TestTrafficStaysInItsZone(t *testing.T) {
+	all := scale(t, "h1", 9)
+	here := map[string]map[string]bool{}
+	for _, h := range shared.Peers() {
+		here[h.Name] = map[string]bool{}
+		sh(t, "h1", "rookery label node "+h.Name+" topology.kubernetes.io/zone="+h.Name+"-zone")
+	}
+	for _, p := range all {
+		here[p.Spec.NodeName][p.Metadata.Name] = true
+	}
+	patch := func(distribution string) {
+		must(t, "h2", "rookery", "-n", "hello", "patch", "service", "hello", "-p", `{"spec":{"trafficDistribution":`+distribution+`}}`)
+	}
+	t.Cleanup(func() {
+		for _, h := range shared.Peers() {
+			if _, err := shared.Run(context.Background(), "h1", "rookery", "label", "node", h.Name, "topology.kubernetes.io/zone-"); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	patch(`"PreferClose"`)
+	for _, h := range shared.Peers() {
+		eventually(t, time.Minute, func() error {
+			r := startLoad(t, h.Name, serviceURL, 100, time.Second)()
+			for pod, n := range r.Pods {
+				if !here[h.Name][pod] {
+					return fmt.Errorf("%d of %d requests from %s went to %s", n, r.Sent, h.Name, pod)
+				}
+			}
+			if r.Failed > 0 {
+				return fmt.Errorf("%d of %d requests from %s failed: %v", r.Failed, r.Sent, h.Name, r.Errors)
+			}
+			return nil
+		})
+	}
+	patch("null")
+	eventually(t, time.Minute, func() error {
+		if r := startLoad(t, "h3", serviceURL, 100, time.Second)(); len(r.Pods) != 9 {
+			return fmt.Errorf("%d pods answer, not all 9", len(r.Pods))
+		}
+		return nil
+	})
+}
+
 // A pod reaches another on a different peer by its own address, and is seen there with its own.
 func TestPodsReachEachOtherUntranslated(t *testing.T) {
 	all := scale(t, "h1", 9)
@@ -86,6 +132,7 @@ func TestNetShowsWhereConnectionsGo(t *testing.T) {
 	if n := strings.Count(out, "yes"); n != 18 || strings.Contains(out, "no:") { // two ports
 		t.Errorf("of 9 pods with two ports %d get connections:\n%s", n, out)
 	}
+	unready(t)
 	eventually(t, time.Minute, func() error {
 		out, err := shared.Run(t.Context(), "h3", "rookery", "net", "check")
 		if err != nil || strings.Contains(out, "NO") {
@@ -130,5 +177,44 @@ func TestNetShowsWhereConnectionsGo(t *testing.T) {
 	}
 	if out := refused(t, "h1", "rookery", "net", "nothing", "-n", "hello"); !strings.Contains(out, `"nothing" not found`) {
 		t.Errorf("a Service that is not there: %s", out)
+	}
+}
+
+// unready wants `rookery net` to say of a pod that is not ready that it gets no connections, and
+// of one whose readiness does not count that it gets some, which it does.
+func unready(t *testing.T) {
+	t.Helper()
+	client, ctx := api(t).CoreV1(), t.Context()
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "unready", Labels: map[string]string{"app": "unready"}}, Spec: corev1.PodSpec{
+		TerminationGracePeriodSeconds: ptr.To(int64(0)), ReadinessGates: []corev1.PodReadinessGate{{ConditionType: "example.com/never"}},
+		Containers: []corev1.Container{{Name: "c", Image: "localhost/hello:1", Args: []string{"serve"}}},
+	}}
+	if _, err := client.Pods("hello").Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Pods("hello").Delete(context.Background(), pod.Name, metav1.DeleteOptions{}) })
+	for name, published := range map[string]bool{"held": false, "published": true} {
+		svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{
+			Selector: pod.Labels, Ports: []corev1.ServicePort{{Name: "http", Port: 8080}}, PublishNotReadyAddresses: published,
+		}}
+		if _, err := client.Services("hello").Create(ctx, svc, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { client.Services("hello").Delete(context.Background(), name, metav1.DeleteOptions{}) })
+	}
+	eventually(t, 2*time.Minute, func() error {
+		if _, err := shared.Run(ctx, "h1", shared.Bin+"/hello", "get", "http://published.hello.svc.cluster.local:8080/"); err != nil {
+			return err
+		}
+		for name, want := range map[string]string{"held": "no: not ready", "published": "yes"} {
+			out, err := shared.Run(ctx, "h2", "rookery", "net", "hello/"+name)
+			if err != nil || !strings.Contains(out, want) {
+				return fmt.Errorf("net %s, want %q: %v %s", name, want, err, out)
+			}
+		}
+		return nil
+	})
+	if out := refused(t, "h1", shared.Bin+"/hello", "get", "http://held.hello.svc.cluster.local:8080/"); !strings.Contains(out, "refused") {
+		t.Errorf("a Service whose only pod is not ready: %s", out)
 	}
 }

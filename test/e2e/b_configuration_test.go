@@ -1,10 +1,24 @@
 package e2e
 
 import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 const configurationPods = `
@@ -24,9 +38,10 @@ const configurationPods = `
     {name: absent-key, secret: {secretName: conf, optional: true, items: [{key: nosuch, path: x}, {key: pass, path: got}]}},
     {name: info, downwardAPI: {defaultMode: 0444, items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}, {path: note, fieldRef: {fieldPath: "metadata.annotations['note']"}}, {path: limit, resourceFieldRef: {containerName: c, resource: limits.memory, divisor: 1Mi}}, {path: cpu, mode: 0400, resourceFieldRef: {containerName: c, resource: requests.cpu, divisor: 1m}}]}},
     {name: both, projected: {defaultMode: 0640, sources: [{configMap: {name: conf, items: [{key: key, path: c/key}]}}, {secret: {name: conf}}, {downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}, {serviceAccountToken: {path: token, expirationSeconds: 600, audience: somebody}}]}},
+    {name: trust, projected: {sources: [{clusterTrustBundle: {name: conf-named, path: named.pem}}, {clusterTrustBundle: {signerName: rookery.test/conf, labelSelector: {matchLabels: {part: conf}}, path: signed.pem}}, {clusterTrustBundle: {name: nosuch, optional: true, path: none.pem}}]}},
     {name: disk, emptyDir: {}}, {name: mem, emptyDir: {medium: Memory, sizeLimit: 2Mi}},
     {name: dir, hostPath: {path: DIR/made/dir, type: DirectoryOrCreate}}, {name: file, hostPath: {path: DIR/made-file, type: FileOrCreate}},
-    {name: is-dir, hostPath: {path: DIR, type: Directory}}, {name: is-file, hostPath: {path: DIR/file, type: File}}, {name: is-sock, hostPath: {path: SOCKET, type: Socket}}, {name: is-char, hostPath: {path: /dev/zero, type: CharDevice}}, {name: any, hostPath: {path: DIR/any}},
+    {name: is-dir, hostPath: {path: DIR, type: Directory}}, {name: is-file, hostPath: {path: DIR/file, type: File}}, {name: is-sock, hostPath: {path: SOCKET, type: Socket}}, {name: is-char, hostPath: {path: /dev/zero, type: CharDevice}}, {name: is-block, hostPath: {path: DIR/block, type: BlockDevice}}, {name: any, hostPath: {path: DIR/any}},
     {name: prop, hostPath: {path: DIR/prop}}],
   containers: [
     {name: c, image: localhost/busybox:1, command: [sh, -c, "echo '$(A) $$(A) $(NOSUCH)' \"$0\" > /disk/args; sleep 1000", "$(EXPANDED)"],
@@ -38,8 +53,8 @@ const configurationPods = `
         {name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: NS, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}, {name: TIER, valueFrom: {fieldRef: {fieldPath: "metadata.labels['tier']"}}},
         {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}, {name: SA, valueFrom: {fieldRef: {fieldPath: spec.serviceAccountName}}}, {name: HOST_IP, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}, {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}, {name: POD_IPS, valueFrom: {fieldRef: {fieldPath: status.podIPs}}}, {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}},
         {name: CPU, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}, {name: MILLI, valueFrom: {resourceFieldRef: {resource: requests.cpu, divisor: 1m}}}, {name: MIB, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}, {name: OF_D, valueFrom: {resourceFieldRef: {containerName: d, resource: requests.memory}}}],
-      volumeMounts: [{name: items, mountPath: /items}, {name: all, mountPath: /all}, {name: secret, mountPath: /secret}, {name: absent, mountPath: /absent}, {name: absent-key, mountPath: /absent-key}, {name: info, mountPath: /info}, {name: both, mountPath: /both}, {name: disk, mountPath: /disk}, {name: mem, mountPath: /mem},
-        {name: dir, mountPath: /h/dir}, {name: file, mountPath: /h/file}, {name: is-dir, mountPath: /h/is-dir}, {name: is-file, mountPath: /h/is-file}, {name: is-sock, mountPath: /h/is-sock}, {name: is-char, mountPath: /h/is-char}, {name: any, mountPath: /h/any}, {name: disk, mountPath: /sub, subPathExpr: "logs/$(NAME)"}]},
+      volumeMounts: [{name: items, mountPath: /items}, {name: all, mountPath: /all}, {name: secret, mountPath: /secret}, {name: absent, mountPath: /absent}, {name: absent-key, mountPath: /absent-key}, {name: info, mountPath: /info}, {name: both, mountPath: /both}, {name: trust, mountPath: /trust}, {name: disk, mountPath: /disk}, {name: mem, mountPath: /mem},
+        {name: dir, mountPath: /h/dir}, {name: file, mountPath: /h/file}, {name: is-dir, mountPath: /h/is-dir}, {name: is-file, mountPath: /h/is-file}, {name: is-sock, mountPath: /h/is-sock}, {name: is-char, mountPath: /h/is-char}, {name: is-block, mountPath: /h/is-block}, {name: any, mountPath: /h/any}, {name: disk, mountPath: /sub, subPathExpr: "logs/$(NAME)"}]},
     {name: d, image: localhost/busybox:1, command: [sleep, "1000"], resources: {requests: {memory: 8Mi}}, securityContext: {privileged: true}, volumeMounts: [{name: prop, mountPath: /prop, mountPropagation: Bidirectional}]},
     {name: e, image: localhost/busybox:1, command: [sleep, "1000"], volumeMounts: [{name: prop, mountPath: /prop, mountPropagation: HostToContainer}]},
     {name: f, image: localhost/busybox:1, command: [sleep, "1000"], volumeMounts: [{name: prop, mountPath: /prop}]}]}}
@@ -63,6 +78,16 @@ func TestPodConfiguration(t *testing.T) {
 		}
 	}
 	touch(t, dir+"/file")
+	// No driver has to be behind it: nobody opens it.
+	if err := unix.Mknod(dir+"/block", unix.S_IFBLK|0o600, int(unix.Mkdev(7, 250))); err != nil {
+		t.Fatal(err)
+	}
+	named, signed := certificate(t, "named"), certificate(t, "signed")
+	trust(t, certificatesv1.ClusterTrustBundle{ObjectMeta: metav1.ObjectMeta{Name: "conf-named"}, Spec: certificatesv1.ClusterTrustBundleSpec{TrustBundle: named}})
+	trust(t, certificatesv1.ClusterTrustBundle{ObjectMeta: metav1.ObjectMeta{Name: "rookery.test:conf:ours", Labels: map[string]string{"part": "conf"}},
+		Spec: certificatesv1.ClusterTrustBundleSpec{SignerName: "rookery.test/conf", TrustBundle: signed}})
+	trust(t, certificatesv1.ClusterTrustBundle{ObjectMeta: metav1.ObjectMeta{Name: "rookery.test:conf:theirs"}, // without the label
+		Spec: certificatesv1.ClusterTrustBundleSpec{SignerName: "rookery.test/conf", TrustBundle: certificate(t, "theirs")}})
 	must(t, "h2", "sh", "-c", "mount -t tmpfs tmpfs "+dir+"/prop && mount --make-shared "+dir+"/prop && mkdir "+dir+"/prop/host "+dir+"/prop/pod")
 	defer must(t, "h2", "sh", "-c", "for d in prop/host prop/pod prop; do ! mountpoint -q "+dir+"/$d || umount -l "+dir+"/$d; done")
 	sock := shared.HostDir("h2") + "/podman.sock"
@@ -91,7 +116,8 @@ func TestPodConfiguration(t *testing.T) {
 		"group of the volume": {"stat -c %a:%g /disk /mem; touch /disk/x; stat -c %g /disk/x; id -G | tr ' ' '\\n' | grep -x 4000", "2777:4000\n2777:4000\n4000\n4000\n"},
 		"memory":              {"dd if=/dev/zero of=/mem/f bs=1M count=3 2>/dev/null || echo full; grep ' /mem ' /proc/mounts | cut -d' ' -f1", "full\ntmpfs\n"},
 		"subPathExpr":         {"touch /sub/x; ls /disk/logs/conf", "x\n"},
-		"hostPath":            {"cd /h && for f in *; do stat -c '%n %F' $f; done", "any directory\ndir directory\nfile regular empty file\nis-char character special file\nis-dir directory\nis-file regular empty file\nis-sock socket\n"},
+		"hostPath":            {"cd /h && for f in *; do stat -c '%n %F' $f; done", "any directory\ndir directory\nfile regular empty file\nis-block block special file\nis-char character special file\nis-dir directory\nis-file regular empty file\nis-sock socket\n"},
+		"trust bundles":       {"cd /trust && cat named.pem signed.pem none.pem", named + signed},
 		"projected read-only": {"touch /items/x 2>/dev/null || echo refused", "refused\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -102,6 +128,22 @@ func TestPodConfiguration(t *testing.T) {
 	}
 	t.Run("any name", func(t *testing.T) { // a shell would leave it out
 		contains(t, "h3", []string{"P_a.b-c=dotted\n"}, strings.Fields("rookery -n hello exec conf -c c -- env")...)
+	})
+	t.Run("trust bundles follow", func(t *testing.T) {
+		named, signed := certificate(t, "named again"), certificate(t, "signed again")
+		for name, bundle := range map[string]string{"conf-named": named, "rookery.test:conf:ours": signed} {
+			patch := fmt.Appendf(nil, `{"spec":{"trustBundle":%q}}`, bundle)
+			if _, err := api(t).CertificatesV1().ClusterTrustBundles().Patch(t.Context(), name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, patience, func() error {
+			out, err := shared.Run(t.Context(), "h3", strings.Fields("rookery -n hello exec conf -c c -- cat /trust/named.pem /trust/signed.pem")...)
+			if err == nil && out != named+signed {
+				err = fmt.Errorf("the files are %q, the bundles %q", out, named+signed)
+			}
+			return err
+		})
 	})
 	t.Run("propagation", func(t *testing.T) {
 		must(t, "h2", "sh", "-c", "mount -t tmpfs tmpfs "+dir+"/prop/host && touch "+dir+"/prop/host/x")
@@ -135,4 +177,33 @@ func TestPodConfiguration(t *testing.T) {
 			`volume "sock": hostPath type check failed: `+dir+`/file is not a socket file`, `volume "char": hostPath type check failed: `+dir+` is not a character device`,
 			`volume "block": hostPath type check failed: /dev/zero is not a block device`, `volume "none": hostPath type check failed`, dir+`/nosuch" does not exist`)
 	})
+}
+
+// trust makes a bundle that is there until the test ends.
+func trust(t *testing.T, bundle certificatesv1.ClusterTrustBundle) {
+	t.Helper()
+	client := api(t).CertificatesV1().ClusterTrustBundles()
+	if _, err := client.Create(t.Context(), &bundle, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := client.Delete(context.Background(), bundle.Name, metav1.DeleteOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// certificate is one that somebody of that name signed for itself, as PEM.
+func certificate(t *testing.T, name string) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, of, of, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }

@@ -90,7 +90,7 @@ func (h helm) failedUpgrade(t *testing.T) {
 	if h.program == "helm4" {
 		flag = "--rollback-on-failure"
 	}
-	out := refused(t, "client", h.argv(t, "upgrade shop testdata/shop --set image=localhost/nowhere:1 --reuse-values --timeout 8s "+flag)...)
+	out := refused(t, "client", h.argv(t, "upgrade shop testdata/shop --set image=localhost/nowhere:1 --reuse-values --timeout 20s "+flag)...)
 	if !strings.Contains(out, "shop") {
 		t.Errorf("the upgrade says %q", out)
 	}

@@ -36,7 +36,7 @@ func TestKubectlAgainstEachPeer(t *testing.T) {
 					t.Errorf("%s printed nothing", line)
 				}
 			}
-			if out := must(t, h.Name, "sh", "-c", "timeout 3 rookery -n hello logs -f tool | head -3"); strings.Count(out, "tick") != 3 {
+			if out := must(t, h.Name, "sh", "-c", "timeout 60 rookery -n hello logs -f tool | head -3"); strings.Count(out, "tick") != 3 {
 				t.Errorf("logs -f printed %q", out)
 			}
 			if out := must(t, h.Name, "sh", "-c", "echo 'echo terminal $((40+2)); exit 3' | script -qec 'rookery -n hello exec -it tool -- /bin/sh' /dev/null; true"); !strings.Contains(out, "terminal 42") {

@@ -8,30 +8,35 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// probedPods: one container answers, and each of the others is judged by what it answers.
+// probedPods: one container answers, and each of the others is judged by what it answers. Those that
+// always fail are asked seldom: a pod has 25 events, and then one in five minutes.
 const probedPods = `
 {apiVersion: v1, kind: Pod, metadata: {name: probes, namespace: hello}, spec: {nodeName: h2, terminationGracePeriodSeconds: 30, volumes: [{name: o, hostPath: {path: DIR}}],
-  initContainers: [{name: server, image: localhost/probed:1, restartPolicy: Always, env: [{name: LOG, value: /o/asked}, {name: CTL, value: /o}], volumeMounts: [{name: o, mountPath: /o}], startupProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, failureThreshold: 60}}],
+  initContainers: [{name: server, image: localhost/probed:1, restartPolicy: Always, env: [{name: LOG, value: /o/asked}, {name: CTL, value: /o}], volumeMounts: [{name: o, mountPath: /o}], startupProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, failureThreshold: 60, timeoutSeconds: 10}}],
   containers: [
     {name: http, image: localhost/busybox:1, command: [sleep, "1000"], ports: [{name: web, containerPort: 8080}], readinessProbe: {periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 5, httpGet: {path: /http, port: web, httpHeaders: [{name: X-Probe, value: mine}, {name: Host, value: probe.test}]}}},
     {name: https, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 5, httpGet: {path: /https, port: 8443, scheme: HTTPS}}},
     {name: grpc, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 5, grpc: {port: 9090, service: grpc}}},
     {name: exec, image: localhost/busybox:1, command: [sleep, "1000"], volumeMounts: [{name: o, mountPath: /o}], readinessProbe: {periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 5, exec: {command: [test, -f, /o/exec]}}},
-    {name: tcp, image: localhost/busybox:1, command: [sleep, "1000"], ports: [{name: tls, containerPort: 8443}], readinessProbe: {periodSeconds: 1, tcpSocket: {port: tls}}},
-    {name: tcp-host, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, tcpSocket: {port: 6443, host: 10.77.0.2}}},
-    {name: http-host, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, httpGet: {path: /http, port: 8080, host: 127.0.0.1}}},
-    {name: tcp-closed, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, tcpSocket: {port: 1}}},
-    {name: http-slow, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, timeoutSeconds: 1, httpGet: {path: /slow, port: 8080}}},
-    {name: exec-slow, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, timeoutSeconds: 1, exec: {command: [sleep, "60"]}}},
-    {name: late, image: localhost/busybox:1, command: [sh, -c, "sleep 4; touch /tmp/up; sleep 1000"], startupProbe: {periodSeconds: 1, failureThreshold: 100, exec: {command: [test, -f, /tmp/up]}}, livenessProbe: {periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 10, exec: {command: [test, -f, /tmp/up]}}}]}}
+    {name: tcp, image: localhost/busybox:1, command: [sleep, "1000"], ports: [{name: tls, containerPort: 8443}], readinessProbe: {periodSeconds: 1, timeoutSeconds: 5, tcpSocket: {port: tls}}},
+    {name: tcp-host, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, timeoutSeconds: 5, tcpSocket: {port: 6443, host: 10.77.0.2}}},
+    {name: http-host, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 30, httpGet: {path: /http, port: 8080, host: 127.0.0.1}}},
+    {name: tcp-closed, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 30, tcpSocket: {port: 1}}},
+    {name: http-slow, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 30, timeoutSeconds: 1, httpGet: {path: /slow, port: 8080}}},
+    {name: exec-slow, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 30, timeoutSeconds: 1, exec: {command: [sleep, "60"]}}},
+    {name: late, image: localhost/busybox:1, command: [sh, -c, "sleep 4; touch /tmp/up; sleep 1000"], startupProbe: {periodSeconds: 1, failureThreshold: 100, timeoutSeconds: 10, exec: {command: [test, -f, /tmp/up]}}, livenessProbe: {periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 10, exec: {command: [test, -f, /tmp/up]}}}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: unwell, namespace: hello}, spec: {nodeName: h2, terminationGracePeriodSeconds: 600, volumes: [{name: o, hostPath: {path: DIR}}],
   containers: [
     {name: live, image: localhost/busybox:1, command: [sh, -c, "trap '' TERM; while :; do sleep 1; done"], livenessProbe: {initialDelaySeconds: 3, periodSeconds: 1, failureThreshold: 3, timeoutSeconds: 5, terminationGracePeriodSeconds: 1, exec: {command: ["false"]}}},
     {name: starts, image: localhost/busybox:1, command: [sh, -c, "trap '' TERM; while :; do sleep 1; done"], startupProbe: {periodSeconds: 1, failureThreshold: 2, timeoutSeconds: 5, terminationGracePeriodSeconds: 1, exec: {command: [sh, -c, "echo its output; exit 1"]}}},
     {name: good, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, successThreshold: 3, exec: {command: [sh, -c, "echo x >> /tmp/asked"]}}}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: chatty, namespace: hello}, spec: {nodeName: h2, terminationGracePeriodSeconds: 1,
+  containers: [{name: c, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, timeoutSeconds: 5, exec: {command: [sh, -c, "cat /proc/uptime; exit 1"]}}}]}}
 `
 
 // Every kind of probe, with what it is told to do otherwise than by default. When they are
@@ -93,5 +98,30 @@ func TestProbes(t *testing.T) {
 	events(t, "unwell", "Unhealthy", "Startup probe failed: its output", "Liveness probe failed: ")
 	if out := sh(t, "h3", "rookery -n hello exec unwell -c good -- cat /tmp/asked"); strings.Count(out, "x") < 3 {
 		t.Errorf("good was asked %d times before it was ready", strings.Count(out, "x"))
+	}
+
+	// A probe that says something else each time is not an event each time.
+	single, combined := 0, int32(0)
+	eventually(t, patience, func() error {
+		list, err := api(t).CoreV1().Events("hello").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=chatty,reason=Unhealthy"})
+		if err != nil {
+			return err
+		}
+		single, combined = 0, 0
+		for _, e := range list.Items {
+			if strings.HasPrefix(e.Message, "(combined from similar events): Readiness probe failed: ") {
+				combined += e.Count
+			} else {
+				single++
+			}
+		}
+		if single < 9 || combined < 2 {
+			return fmt.Errorf("there are %d single events and %d combined ones", single, combined)
+		}
+		return nil
+	})
+	// A pod has a burst of 25 events, and one in five minutes after that; it is probed each second.
+	if single > 9 || single+int(combined) > 30 {
+		t.Errorf("there are %d single events and %d combined ones, want 9 and the rest of some 25", single, combined)
 	}
 }

@@ -61,7 +61,7 @@ func TestKubectlVerbs(t *testing.T) {
 	says("get --raw /apis/apps/v1", `"deployments/scale"`)
 	says("rollout history deployment/hello", "REVISION")
 	says("get deployment hello --subresource=status -o name", "deployment.apps/hello")
-	if out := must(t, "h1", "sh", "-c", "rookery proxy --port=8901 >/dev/null & p=$!; sleep 2; "+shared.Bin+"/hello get http://127.0.0.1:8901/api/v1/namespaces/hello/configmaps/verb-a; kill $p"); !strings.Contains(out, `"verb-a"`) {
+	if out := must(t, "h1", "sh", "-c", "rookery proxy --port=8901 >/dev/null & p=$!; for i in $(seq 60); do "+shared.Bin+"/hello get http://127.0.0.1:8901/api/v1/namespaces/hello/configmaps/verb-a && break; sleep 1; done; kill $p"); !strings.Contains(out, `"verb-a"`) {
 		t.Errorf("through the proxy: %q", out)
 	}
 }

@@ -2,7 +2,10 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -102,5 +105,72 @@ func TestAddressesOnTheLAN(t *testing.T) {
 	}
 	allReady(t, time.Minute)
 	eventually(t, time.Minute, answers(ip))
+	agree(t)
+}
+
+// A machine gets another address while its daemon runs, as by DHCP: the others follow within
+// seconds, pods and Services go on, and it can write.
+func TestAddressChanges(t *testing.T) {
+	allReady(t, time.Minute)
+	spread(t, "h1")
+	victim := follower(t)
+	host, err := shared.Host(victim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(shared.HostDir(victim), "rookery.yaml")
+	pinned, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixed := "advertise-address: " + host.IP + "\n"
+	if !strings.Contains(string(pinned), fixed) {
+		t.Fatalf("the address is not fixed in %s:\n%s", path, pinned)
+	}
+	restart := func(config string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(shared.Kill(t.Context(), victim), shared.Start(t.Context(), victim)); err != nil {
+			t.Fatal(err)
+		}
+		allReady(t, time.Minute)
+	}
+	move := func(from, to string) {
+		t.Helper()
+		must(t, victim, "sh", "-ec", fmt.Sprintf("ip addr del %s/24 dev eth0; ip addr add %s/24 dev eth0", from, to))
+		began := time.Now()
+		// As a rule seconds; who hears of the new address before it knows that the old one is gone
+		// refuses it, and hears again within gossip's half a minute.
+		for _, h := range shared.Peers() {
+			eventually(t, 5*time.Minute, func() error {
+				s, err := status(t.Context(), h.Name)
+				for _, p := range s.Peers {
+					if p.Name == victim && (p.State != "alive" || p.Address != to) {
+						err = fmt.Errorf("%s sees %s at %s, %s", h.Name, victim, p.Address, p.State)
+					}
+				}
+				return err
+			})
+		}
+		t.Logf("%s has moved to %s; all know after %.1fs", victim, to, time.Since(began).Seconds())
+		eventually(t, time.Minute, func() error {
+			_, err := shared.Run(t.Context(), victim, "rookery", "-n", "hello", "annotate", "service", "hello", "moved="+to, "--overwrite")
+			return err
+		})
+		for _, h := range shared.Peers() {
+			eventually(t, time.Minute, func() error {
+				_, err := shared.Run(t.Context(), h.Name, "rookery", "net", "check")
+				return err
+			})
+		}
+		t.Logf("all is whole after %.1fs", time.Since(began).Seconds())
+	}
+	const other = "10.77.0.77"
+	restart(strings.Replace(string(pinned), fixed, "", 1))
+	move(host.IP, other)
+	move(other, host.IP)
+	restart(string(pinned))
 	agree(t)
 }

@@ -29,13 +29,17 @@ type report struct {
 	Pods                      map[string]int
 	FirstFailure, LastFailure time.Time
 	Errors                    map[string]int
+	FailedBySecond            map[int64]int
 }
 
 // shared is the lab of three peers with the sample on it.
 var shared *lab.Lab
 
+// flags are those of `rookery up` with which the peers are started.
+var flags = []string{"--lan-zone", "home.arpa", "--unsafe-sysctls", "net.core.somaxconn"}
+
 func TestMain(m *testing.M) {
-	os.Exit(labtest.Main(m, "e2e", lab.Options{Peers: 3, Flags: []string{"--lan-zone", "home.arpa"}}, func(ctx context.Context, l *lab.Lab) error {
+	os.Exit(labtest.Main(m, "e2e", lab.Options{Peers: 3, Flags: flags}, func(ctx context.Context, l *lab.Lab) error {
 		shared = l
 		if out, err := l.Run(ctx, "h1", "rookery", "apply", "-f", sample()); err != nil {
 			return fmt.Errorf("apply the sample: %w %s", err, out)
@@ -201,7 +205,7 @@ func startReport(t *testing.T, host string, argv ...string) func() report {
 func loader(t *testing.T, peer string) string {
 	t.Helper()
 	client, name := api(t).CoreV1().Pods("hello"), "loader-"+peer
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": "loader"}}, Spec: corev1.PodSpec{
 		NodeName: peer, TerminationGracePeriodSeconds: ptr.To(int64(0)),
 		Containers: []corev1.Container{{Name: "c", Image: "localhost/hello:1", Args: []string{"serve"}}},
 	}}
@@ -254,7 +258,7 @@ type peerStatus struct {
 	Digest   string
 	Network  string
 	Change   string
-	Peers    []struct{ Name, State, Role string }
+	Peers    []struct{ Name, Address, State, Role string }
 }
 
 func status(ctx context.Context, host string) (s peerStatus, err error) {
@@ -265,7 +269,7 @@ func status(ctx context.Context, host string) (s peerStatus, err error) {
 // agree waits until all peers are at one revision with one state.
 func agree(t *testing.T) {
 	t.Helper()
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, 2*time.Minute, func() error {
 		var seen []string
 		for _, h := range shared.Peers() {
 			s, err := status(t.Context(), h.Name)
@@ -284,7 +288,7 @@ func agree(t *testing.T) {
 func leader(t *testing.T) string {
 	t.Helper()
 	var name string
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, time.Minute, func() error {
 		s, err := status(t.Context(), "h1")
 		if err == nil && s.Leader == "" {
 			err = fmt.Errorf("there is no leader")

@@ -43,7 +43,7 @@ func TestAcknowledgedWritesSurvive(t *testing.T) {
 		})
 	}
 	n := 0
-	for deadline := time.Now().Add(8 * time.Minute); time.Now().Before(deadline); n++ {
+	for deadline := time.Now().Add(20 * time.Minute); time.Now().Before(deadline); n++ {
 		mu.Lock()
 		done := len(acknowledged)
 		mu.Unlock()

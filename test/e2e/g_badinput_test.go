@@ -61,7 +61,7 @@ func TestUpRefusesWithTheCure(t *testing.T) {
 	dir := l.HostDir("h1") + "/rookery"
 	foreign := strings.TrimSpace(sh(t, "h1", "rookery token create --quiet"))
 	for _, tt := range []struct{ name, setup, command, says, cleanup string }{
-		{"port in use", "socat=1; busybox nc -l -p 6443 >/dev/null 2>&1 & echo $! >/tmp/nc.pid; sleep 0.3", "rookery up", "port 6443/tcp: is in use", "kill $(cat /tmp/nc.pid)"},
+		{"port in use", "busybox nc -l -p 6443 >/dev/null 2>&1 & echo $! >/tmp/nc.pid; until grep -q ':192B .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done", "rookery up", "port 6443/tcp: is in use", "kill $(cat /tmp/nc.pid)"},
 		{"podman stopped", "", "rookery up --podman-socket /run/none.sock", "systemctl enable --now podman.socket", ""},
 		{"read-only data directory", "mkdir -p " + dir + "-ro && mount -t tmpfs -o ro none " + dir + "-ro", "rookery up --data-dir " + dir + "-ro", "read-only", "umount " + dir + "-ro"},
 		{"full data directory", "mkdir -p " + dir + "-full && mount -t tmpfs -o size=1m none " + dir + "-full", "rookery up --data-dir " + dir + "-full", "full disk", "umount " + dir + "-full"},

@@ -7,13 +7,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// background runs a command in a host until the test ends.
-func background(t *testing.T, host string, argv ...string) {
+// background runs a command in a host until the test ends, or stop is called.
+func background(t *testing.T, host string, argv ...string) (stop func()) {
 	t.Helper()
 	cmd, err := shared.Command(context.Background(), host, argv...)
 	if err != nil {
@@ -27,14 +28,16 @@ func background(t *testing.T, host string, argv ...string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	stop = sync.OnceFunc(func() { end(t, cmd) })
 	t.Cleanup(func() {
-		end(t, cmd)
+		stop()
 		if t.Failed() {
 			text, err := os.ReadFile(log.Name())
 			t.Logf("%v said: %s %v", argv, text, err)
 		}
 		log.Close()
 	})
+	return stop
 }
 
 // end ends a command that runs in a host: nsenter has become it.
@@ -109,18 +112,52 @@ spec:
   imagePullSecrets: [{name: login}]
 `
 
-// Images from a registry: with and without a login, mirrored, by digest, as a volume; and what
-// is said of those that cannot be had.
-func TestImages(t *testing.T) {
-	background(t, "client", shared.Bin+"/lab", "registry", "--private", "secret/=u:p",
-		"team/busybox:1="+shared.Bin+"/busybox.tar", "secret/busybox:1="+shared.Bin+"/busybox.tar")
-	eventually(t, 10*time.Second, func() error {
+// policyPods begin while the registry is down, and has other things than they know.
+const policyPods = `apiVersion: v1
+kind: Pod
+metadata: {name: if-not-present, namespace: images}
+spec:
+  nodeName: h2
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: "10.77.0.100:5000/team/busybox:1", imagePullPolicy: IfNotPresent, command: [sleep, "600"]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: never, namespace: images}
+spec:
+  nodeName: h2
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: here, image: "10.77.0.100:5000/team/busybox:1", imagePullPolicy: Never, command: [sleep, "600"]}
+  - {name: not-here, image: "10.77.0.100:5000/team/other:1", imagePullPolicy: Never, command: [sleep, "600"]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: always, namespace: images}
+spec:
+  nodeName: h2
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: "10.77.0.100:5000/team/busybox:1", imagePullPolicy: Always, command: [sleep, "600"]}]
+`
+
+// serveImages runs a registry in the client's host until the test ends, or stop is called.
+func serveImages(t *testing.T, images ...string) (stop func()) {
+	t.Helper()
+	stop = background(t, "client", append([]string{shared.Bin + "/lab", "registry", "--private", "secret/=u:p"}, images...)...)
+	eventually(t, time.Minute, func() error {
 		_, err := shared.Run(t.Context(), "h1", shared.Bin+"/hello", "get", "http://10.77.0.100:5000/nothing")
 		if err != nil && !strings.Contains(err.Error(), "404") {
 			return err
 		}
 		return nil
 	})
+	return stop
+}
+
+// Images from a registry: with and without a login, mirrored, by digest, as a volume, and by
+// each pull policy; and what is said of those that cannot be had.
+func TestImages(t *testing.T) {
+	stop := serveImages(t, "team/busybox:1="+shared.Bin+"/busybox.tar", "secret/busybox:1="+shared.Bin+"/busybox.tar")
 	manifest := filepath.Join(t.TempDir(), "images.yaml")
 	if err := os.WriteFile(manifest, []byte(imagePods), 0o644); err != nil {
 		t.Fatal(err)
@@ -161,6 +198,30 @@ func TestImages(t *testing.T) {
 	}
 	if out := refused(t, "h3", strings.Fields("rookery -n images exec volume -- /app/bin/busybox true")...); !strings.Contains(strings.ToLower(out), "permission denied") {
 		t.Errorf("running a program of it: %s", out)
+	}
+
+	// When the registry is asked is the pod's policy: here it is down at first, and then the tag
+	// has moved to another image.
+	stop()
+	policies := filepath.Join(t.TempDir(), "policies.yaml")
+	if err := os.WriteFile(policies, []byte(policyPods), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, "h1", "rookery apply -f "+policies)
+	sh(t, "h1", "rookery -n images wait --for=condition=Ready pod/if-not-present --timeout=90s")
+	contains(t, "h1", []string{"ErrImageNeverPull", `Container image \"10.77.0.100:5000/team/other:1\" is not present with pull policy of Never`, "startedAt"},
+		"rookery", "-n", "images", "get", "pod", "never", "-o", "jsonpath={.status.containerStatuses[*].state}")
+	contains(t, "h1", []string{"ErrImagePull", "connection refused"}, "rookery", "-n", "images", "get", "pod", "always", "-o", "jsonpath={.status.containerStatuses[0].state.waiting}")
+	moved := filepath.Join(t.TempDir(), "moved.tar")
+	sh(t, "h1", shared.Bin+"/lab image --name localhost/busybox:1 --file /bin/busybox=/bin/busybox --file /moved=/etc/hostname --applets /bin/busybox "+moved)
+	serveImages(t, "team/busybox:1="+moved)
+	sh(t, "h1", "rookery -n images wait --for=condition=Ready pod/always --timeout=120s")
+	sh(t, "h3", "rookery -n images exec always -- test -f /moved")
+	imageOf := func(pod string) string {
+		return sh(t, "h1", "rookery -n images get pod "+pod+" -o jsonpath={.status.containerStatuses[0].imageID}")
+	}
+	if was, is := imageOf("if-not-present"), imageOf("always"); was != id || is == id || !strings.HasPrefix(is, "10.77.0.100:5000/team/busybox@sha256:") {
+		t.Errorf("the images are %q and, always pulled, %q; before the tag moved it was %q", was, is, id)
 	}
 }
 
@@ -218,4 +279,5 @@ func TestRuntimeClass(t *testing.T) {
 	if out := sh(t, "h1", "rookery -n hello get pod unknown -o jsonpath={.status.containerStatuses[0].state.waiting.reason}"); out != "ContainerCreating" {
 		t.Errorf("it waits as %q", out)
 	}
+	contains(t, "h1", []string{"False"}, "rookery", "-n", "hello", "get", "pod", "unknown", "-o", "jsonpath="+sandboxReady)
 }

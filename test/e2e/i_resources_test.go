@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // resourcePods each want something of the machine that shows.
@@ -26,9 +28,13 @@ const resourcePods = `
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: volume}, spec: {terminationGracePeriodSeconds: 0, volumes: [{name: data, emptyDir: {sizeLimit: 5Mi}}], containers: [{name: c, image: localhost/busybox:1, command: [/bin/sh, -c, "dd if=/dev/zero of=/data/file bs=1M count=20; sleep 1000"], volumeMounts: [{name: data, mountPath: /data}]}]}}
 ---
-{apiVersion: v1, kind: Pod, metadata: {name: within}, spec: {terminationGracePeriodSeconds: 0, volumes: [{name: data, emptyDir: {sizeLimit: 50Mi}}], containers: [{name: c, image: localhost/busybox:1, command: [/bin/sh, -c, "dd if=/dev/zero of=/data/file bs=1M count=20; sleep 1000"], volumeMounts: [{name: data, mountPath: /data}], resources: {limits: {ephemeral-storage: 50Mi}}}]}}
+{apiVersion: v1, kind: Pod, metadata: {name: within}, spec: {terminationGracePeriodSeconds: 0, volumes: [{name: data, emptyDir: {sizeLimit: 50Mi}}], containers: [{name: c, image: localhost/busybox:1, command: [/bin/sh, -c, "dd if=/dev/zero of=/data/file bs=1M count=20; touch /data/done; httpd -f -h /data -p 8080"], volumeMounts: [{name: data, mountPath: /data}], resources: {limits: {ephemeral-storage: 50Mi}}}]}}
 ---
-{apiVersion: v1, kind: Pod, metadata: {name: too-big}, spec: {nodeName: h1, containers: [{name: c, image: localhost/busybox:1, command: [/bin/sh], resources: {requests: {cpu: 1000}}}]}}
+{apiVersion: v1, kind: Pod, metadata: {name: weighed}, spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: localhost/busybox:1, command: [/bin/sh, -c, "dd if=/dev/zero of=/file bs=1M count=8; touch /done; sleep 1000"], resources: {requests: {cpu: 250m, memory: 256Mi}}}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: guaranteed}, spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: localhost/busybox:1, command: [/bin/sh, -c, "sleep 1000"], resources: {limits: {cpu: 100m, memory: 32Mi}}}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: too-big}, spec: {nodeName: h1, containers: [{name: c, image: localhost/busybox:1, command: [/bin/sh], resources: {requests: {cpu: TOOBIG}}}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: huge}, spec: {nodeName: h1, containers: [{name: c, image: localhost/busybox:1, command: [/bin/sh], resources: {limits: {hugepages-2Mi: 4Mi, memory: 16Mi}}}]}}
 `
@@ -70,7 +76,7 @@ func TestResources(t *testing.T) {
 			t.Fatal(err)
 		}
 		text, _, _ := strings.Cut(string(data), "eviction-hard:")
-		text += "eviction-hard: {nodefs.available: 1%, imagefs.available: 1%" + hard + "}\neviction-pressure-transition-period: 10s\n" +
+		text += "eviction-hard: {nodefs.available: 1%, imagefs.available: 1%" + hard + "}\neviction-pressure-transition-period: 10s\nsystem-reserved: {cpu: 200m, memory: 200Mi}\n" +
 			"devices: {example.com/tun: [/dev/net/tun, /dev/nosuch]}\nextended-resources: {example.com/licence: 2}\n"
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -103,9 +109,19 @@ func TestResources(t *testing.T) {
 			t.Fatal(err, out)
 		}
 	}
+	api, err := l.API()
+	if err != nil {
+		t.Fatal(err)
+	}
 	const fate = "jsonpath={.status.phase} {.status.reason}: {.status.message}"
 	check("devices", `{"licence":"2","tun":"1"}`, "get", "node", "h1", "-o", `go-template={"licence":"{{index .status.allocatable "example.com/licence"}}","tun":"{{index .status.capacity "example.com/tun"}}"}`)
-	apply(resourcePods)
+	checkAllocatable(t, api, "200m", "200Mi", 100<<20)
+	node, err := api.CoreV1().Nodes().Get(t.Context(), "h1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	most := node.Status.Allocatable.Cpu().MilliValue() // the machine has more
+	apply(strings.ReplaceAll(resourcePods, "TOOBIG", fmt.Sprintf("%dm", most+1)))
 	check("a device", "there", "logs", "device")
 	check("a device that can be opened", "File descriptor in bad state", "logs", "device") // by the driver, which wants more than a read
 	check("no device", "none", "logs", "no-device")
@@ -113,7 +129,8 @@ func TestResources(t *testing.T) {
 	check("resources in the status", `"memory":"64Mi"`, "get", "pod", "whole", "-o", "jsonpath={.status.resources.limits}")
 	check("a layer", `Failed Evicted: Pod ephemeral local storage usage exceeds the total limit of containers 5Mi. `, "get", "pod", "layer", "-o", fate)
 	check("a volume", `Failed Evicted: Usage of EmptyDir volume "data" exceeds the limit "5Mi". `, "get", "pod", "volume", "-o", fate)
-	check("too big", `Failed OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: `, "get", "pod", "too-big", "-o", fate)
+	check("too big", fmt.Sprintf("Failed OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu, requested: %d, used: ", most+1), "get", "pod", "too-big", "-o", fate)
+	check("what there is", fmt.Sprintf(", capacity: %d", most), "get", "pod", "too-big", "-o", fate)
 	check("huge pages", `Failed OutOfhugepages-2Mi: Pod was rejected: `, "get", "pod", "huge", "-o", fate)
 	second := strings.ReplaceAll(strings.Split(resourcePods, "---")[0], "name: device}, spec: {", "name: second}, spec: {nodeName: h1, ")
 	apply(second)
@@ -123,10 +140,8 @@ func TestResources(t *testing.T) {
 	}
 	check("within", "Running : ", "get", "pod", "within", "-o", fate)
 
-	summary := []string{"get", "--raw", "/api/v1/nodes/h1/proxy/stats/summary"}
-	check("files of volumes", `"name":"data"`, summary...)
-	check("network", `"rxBytes":`, summary...)
-	check("files of containers", `"rootfs":`, summary...)
+	checkQoS(t, api, run)
+	checkStatistics(t, api, run)
 
 	// The pod as a whole gets more, while its container runs on.
 	if out, err := run("rookery", "patch", "pod", "sized", "--subresource", "resize", "-p", `{"spec":{"resources":{"limits":{"memory":"96Mi"}}}}`); err != nil {
@@ -153,12 +168,16 @@ func TestResources(t *testing.T) {
 	if err := l.Kill(t.Context(), "h1"); err != nil {
 		t.Fatal(err)
 	}
-	configure(fmt.Sprintf(", memory.available: %d", available(t)-2<<30))
+	kept := available(t) - 2<<30
+	configure(fmt.Sprintf(", memory.available: %d", kept))
 	if err := l.Start(t.Context(), "h1"); err != nil {
 		t.Fatal(err)
 	}
 	check("adopted with its device", "Running", "get", "pod", "device", "-o", "jsonpath={.status.phase}")
+	checkAllocatable(t, api, "200m", "200Mi", kept)
+	pressed := watchPressure(t, api)
 	apply(hungry)
+	pressed()
 	check("memory", `Failed Evicted: The node was low on resource: memory. Threshold quantity: `, "get", "pod", "hungry", "-o", fate)
 	check("the greedy container is named", `Container c was using `, "get", "pod", "hungry", "-o", fate)
 	check("an event", "Attempting to reclaim memory", "get", "events", "-A", "--field-selector", "reason=EvictionThresholdMet")

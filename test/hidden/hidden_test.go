@@ -6,6 +6,7 @@ package hidden
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -45,6 +46,7 @@ func TestHiddenPeers(t *testing.T) {
 	t.Run("all is whole", func(t *testing.T) { world{t, w.lab}.whole() })
 	t.Run("what is not is said", func(t *testing.T) { world{t, w.lab}.said() })
 	t.Run("a hidden peer restarts", func(t *testing.T) { world{t, w.lab}.restart("h3") })
+	t.Run("a router gets another address", func(t *testing.T) { world{t, w.lab}.renumber() })
 	t.Run("the others restart", func(t *testing.T) { world{t, w.lab}.restart("h1", "h2") })
 	t.Run("hidden peers die", func(t *testing.T) { world{t, w.lab}.die() })
 	t.Run("a firewall is opened", func(t *testing.T) { world{t, w.lab}.unwall() })
@@ -185,6 +187,29 @@ func (w world) restart(hosts ...string) {
 	}
 	w.shows("h1", "rookery get --raw /readyz", "ok")
 	w.whole()
+}
+
+// renumber: h3 comes from another address, and is found there.
+func (w world) renumber() {
+	to := netip.MustParseAddr("10.77.0.150")
+	began := time.Now()
+	if err := w.lab.Renumber(w.t.Context(), "h3", to); err != nil {
+		w.t.Fatal(err)
+	}
+	for _, h := range open() {
+		labtest.Eventually(w.t, patience, func() error {
+			out, err := w.lab.Run(w.t.Context(), h, "ss", "-Htn", "state", "established")
+			for _, word := range strings.Fields(out) {
+				if at, err := netip.ParseAddrPort(word); err == nil && at.Addr().Unmap() == to {
+					return nil
+				}
+			}
+			return fmt.Errorf("nothing comes to %s from %s: %s %v", h, to, out, err)
+		})
+		w.t.Logf("%s hears it after %.1fs", h, time.Since(began).Seconds())
+	}
+	w.whole()
+	w.t.Logf("all is whole after %.1fs", time.Since(began).Seconds())
 }
 
 // die: who is hidden is missed like any other, whether its daemon ends or its cable is cut.

@@ -30,19 +30,38 @@ func (l *Lab) API() (kubernetes.Interface, error) {
 
 // DialFrom connects from a host's network namespace to an address that is no name.
 func (l *Lab) DialFrom(ctx context.Context, host, network, address string) (conn net.Conn, err error) {
-	done := make(chan struct{})
+	err = l.inNetwork(host, func() (err error) {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// ListenPacketOn listens in a host's network namespace, for a server of this process that is
+// on that machine for all others.
+func (l *Lab) ListenPacketOn(ctx context.Context, host, network, address string) (conn net.PacketConn, err error) {
+	err = l.inNetwork(host, func() (err error) {
+		conn, err = (&net.ListenConfig{}).ListenPacket(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// inNetwork runs what in a host's network namespace, in which sockets stay that it opens.
+func (l *Lab) inNetwork(host string, what func() error) error {
+	done := make(chan error)
 	go func() {
-		defer close(done)
 		runtime.LockOSThread() // for good: the thread ends with the goroutine, in the other namespace as it is
-		var ns *os.File
-		if ns, err = os.Open("/run/netns/" + l.netns(host)); err != nil {
+		ns, err := os.Open("/run/netns/" + l.netns(host))
+		if err != nil {
+			done <- err
 			return
 		}
 		defer ns.Close()
 		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err == nil {
-			conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+			err = what()
 		}
+		done <- err
 	}()
-	<-done
-	return conn, err
+	return <-done
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -35,15 +36,54 @@ func (l *Lab) Daemons() (map[string]int, error) {
 	return found, nil
 }
 
-// Usage is what a process has used since it began, and has now.
+// Usage is what a daemon, and the process that is WireGuard for it, have used since they
+// began, and have now.
 type Usage struct {
 	CPU                 time.Duration
 	Written             int64 // bytes, to storage
-	Resident, Anonymous int64 // bytes
+	Resident, Anonymous int64 // bytes; pages of the program, which both map, count once
 }
 
-// UsageOf reads what a process uses.
+// CalmDown is how long after a burst a daemon has also given back what the burst took, see
+// cmd/rookery/memory.go: that is the burst's cost, not one of idling.
+const CalmDown = 65 * time.Second
+
+// UsageOf reads what the daemon with that process id uses.
 func UsageOf(pid int) (Usage, error) {
+	u, err := usageOf(pid)
+	if err != nil {
+		return Usage{}, err
+	}
+	wg, err := wireGuardOf(pid)
+	if err != nil || wg == 0 {
+		return u, err
+	}
+	w, err := usageOf(wg)
+	return Usage{CPU: u.CPU + w.CPU, Written: u.Written + w.Written, Resident: u.Resident + w.Anonymous, Anonymous: u.Anonymous + w.Anonymous}, err
+}
+
+// wireGuardOf finds the process in the daemon's network that is WireGuard; 0: there is none.
+func wireGuardOf(daemon int) (int, error) {
+	network, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", daemon))
+	if err != nil {
+		return 0, err
+	}
+	all, err := procfs.AllProcs()
+	if err != nil {
+		return 0, fmt.Errorf("list processes: %w", err)
+	}
+	for _, p := range all {
+		if args, err := p.CmdLine(); err != nil || len(args) != 2 || args[1] != "wireguard" {
+			continue // another one, or it has ended
+		}
+		if its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.PID)); err == nil && its == network {
+			return p.PID, nil
+		}
+	}
+	return 0, nil
+}
+
+func usageOf(pid int) (Usage, error) {
 	p, err := procfs.NewProc(pid)
 	if err != nil {
 		return Usage{}, err

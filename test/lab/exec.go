@@ -24,7 +24,14 @@ func (l *Lab) env(host string) []string {
 		"XDG_CACHE_HOME=" + l.path("cache"),
 		"KUBECONFIG=" + kubeconfig,
 		"ROOKERY_CONFIG=" + d + "/rookery.yaml",
+		// Not the machine's: nobody is there unless a test starts a bus.
+		"DBUS_SYSTEM_BUS_ADDRESS=" + l.SystemBus(host),
 	}
+}
+
+// SystemBus is the D-Bus address of the host's system bus, on which its logind would be.
+func (l *Lab) SystemBus(host string) string {
+	return "unix:path=" + filepath.Join(l.HostDir(host), "bus")
 }
 
 // Command prepares a command that will run in a host: in its namespaces, with

@@ -45,7 +45,7 @@ func (l *Lab) Form(ctx context.Context, flags []string, say func(string), images
 	if err := l.Start(ctx, first.Name, flags...); err != nil {
 		return err
 	}
-	if err := l.until(ctx, first.Name, "the first peer serves its API", func() error {
+	if err := l.until(ctx, "the first peer serves its API", func() error {
 		_, err := l.Run(ctx, first.Name, "rookery", "get", "--raw", "/readyz")
 		return err
 	}); err != nil {
@@ -68,7 +68,7 @@ func (l *Lab) Form(ctx context.Context, flags []string, say func(string), images
 		}
 	}
 	say("waiting until all peers are Ready")
-	if err := l.until(ctx, first.Name, "all peers are Ready", func() error { return l.ready(ctx, len(l.Peers())) }); err != nil {
+	if err := l.until(ctx, "all peers are Ready", func() error { return l.ready(ctx, len(l.Peers())) }); err != nil {
 		return err
 	}
 	if !images {
@@ -96,9 +96,9 @@ func (l *Lab) ready(ctx context.Context, want int) error {
 	return nil
 }
 
-// until polls what until it holds, and gives up when ctx ends or the daemon of host does.
-func (l *Lab) until(ctx context.Context, host, goal string, what func() error) error {
-	deadline := time.Now().Add(time.Minute)
+// until polls what until it holds, and gives up after four minutes or when ctx ends.
+func (l *Lab) until(ctx context.Context, goal string, what func() error) error {
+	deadline := time.Now().Add(4 * time.Minute)
 	for {
 		err := what()
 		if err == nil {

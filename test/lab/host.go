@@ -147,12 +147,18 @@ func (h *hostInit) setUp() error {
 			return err
 		}
 	}
-	target, err := filepath.EvalSymlinks("/etc/resolv.conf")
-	if err != nil {
-		return err
-	}
-	if err := syscall.Mount(resolv, target, "", syscall.MS_BIND, ""); err != nil {
-		return fmt.Errorf("give the host its resolver: %w", err)
+	const systemd = "/run/systemd/resolve/resolv.conf" // where there is one, peers prefer it for pods
+	for _, path := range []string{"/etc/resolv.conf", systemd} {
+		target, err := filepath.EvalSymlinks(path)
+		if path == systemd && errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := syscall.Mount(resolv, target, "", syscall.MS_BIND, ""); err != nil {
+			return fmt.Errorf("give the host its resolver: %w", err)
+		}
 	}
 	return nil
 }

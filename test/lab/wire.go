@@ -107,6 +107,22 @@ func (l *Lab) natSteps(h Host) [][]string {
 	}
 }
 
+// Renumber gives the router of a host behind NAT another address on the LAN, as a provider
+// does: what was under way by the old one is forgotten.
+func (l *Lab) Renumber(ctx context.Context, host string, to netip.Addr) error {
+	h, err := l.Host(host)
+	if err != nil {
+		return err
+	}
+	if !h.NAT {
+		return fmt.Errorf("host %s has no router", host)
+	}
+	if err := ip(ctx, "-n", l.router(host), "addr", "flush", "dev", "out"); err != nil {
+		return err
+	}
+	return ip(ctx, "-n", l.router(host), "addr", "add", to.String()+"/24", "dev", "out")
+}
+
 // inNetns runs a program with some input in a network namespace.
 func inNetns(ctx context.Context, netns, input string, argv ...string) error {
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=/run/netns/" + netns}, argv...)...)

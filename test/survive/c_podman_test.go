@@ -1,12 +1,17 @@
 package survive
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 const plain = `
@@ -31,11 +36,11 @@ func killService(t *testing.T) {
 	must(t, "kill", "-9", service(t))
 }
 
-// startService does what the lab's first process did when the host began.
-func startService(t *testing.T) {
+// startService does what the lab's first process did when the host began, with further flags.
+func startService(t *testing.T, flags ...string) {
 	t.Helper()
 	dir := shared.HostDir(host)
-	args := strings.Join(append(shared.PodmanArgs(host), "system service -t 0 unix://"+dir+"/podman.sock"), " ")
+	args := strings.Join(append(append(shared.PodmanArgs(host), flags...), "system service -t 0 unix://"+dir+"/podman.sock"), " ")
 	must(t, "sh", "-c", "rm -f "+dir+"/podman.sock; cd "+dir+"; setsid podman "+args+" </dev/null >>podman.log 2>&1 &")
 }
 
@@ -80,7 +85,7 @@ func restarted(t *testing.T, name, c string, end func(id string)) {
 	t.Helper()
 	before := identities(t, name)[c]
 	end(strings.TrimPrefix(strings.Fields(before)[0], "podman://"))
-	took := eventually(t, 30*time.Second, func() error {
+	took := eventually(t, 2*time.Minute, func() error {
 		p, err := pod(name)
 		if err != nil {
 			return err
@@ -100,9 +105,27 @@ func podmanMust(t *testing.T, line string) {
 	}
 }
 
+// checked has `rookery check` name this machine's Podman and what that version lacks.
+func checked(t *testing.T) {
+	t.Helper()
+	out := must(t, "rookery", "check")
+	version, err := podman(t, "version --format {{.Client.Version}}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	version = strings.TrimSpace(version)
+	if !strings.Contains(out, version+" with ") {
+		t.Errorf("check does not name Podman %s:\n%s", version, out)
+	}
+	if lacks := strings.Contains(out, "before 5.2 there is no `podman system check`"); lacks != strings.HasPrefix(version, "4.") {
+		t.Errorf("check says of Podman %s:\n%s", version, out)
+	}
+}
+
 // A Podman service that is killed and started again: the peer says so, nothing of
 // what runs is touched, and events are heard again.
 func TestPodmanServiceRestarts(t *testing.T) {
+	checked(t)
 	create(t, fmt.Sprintf(plain, "service"))
 	waitReady(t, time.Minute, "service")
 	before := identities(t, "service")
@@ -169,6 +192,129 @@ func TestPodmanHangs(t *testing.T) {
 	waitReady(t, 2*time.Minute, "before", "during")
 	same(t, "before", ids)
 	if all := containers(t, "during"); len(all["web"]) != 1 || len(all["side"]) != 1 {
+		t.Errorf("containers are %v", all)
+	}
+	clear(t)
+}
+
+// hangs is an OCI runtime that hangs when it starts a container with HANGS in its environment,
+// as one does whose storage does not answer, for as long as the file "hang" is there.
+const hangs = `#!/bin/sh
+for id; do :; done
+case " $* " in
+*" start "*)
+	if grep -q '"HANGS=' %[1]s/storage/*-containers/$id/userdata/config.json; then
+		touch %[1]s/hangs
+		while [ -e %[1]s/hang ]; do sleep 0.1; done
+	fi ;;
+esac
+exec runc "$@"
+`
+
+const hanging = `
+apiVersion: v1
+kind: Pod
+metadata: {name: hung}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: web, image: "localhost/busybox:1", command: [sleep, "100000"], env: [{name: HANGS, value: "1"}]}
+`
+
+// answers checks that logs and exec of a pod work.
+func answers(t *testing.T, name string) {
+	t.Helper()
+	must(t, "rookery", "logs", name, "-c", "web")
+	if out := must(t, "rookery", "exec", name, "-c", "web", "--", "echo", "here"); strings.TrimSpace(out) != "here" {
+		t.Errorf("exec in %s says %q", name, out)
+	}
+}
+
+// A container whose OCI runtime hangs, for which Podman holds its lock and with it every
+// list of all containers: its pod and the status say so, and no other pod is held up, not
+// even by a daemon that starts meanwhile.
+func TestOneContainerHangs(t *testing.T) {
+	dir := shared.HostDir(host)
+	if err := os.WriteFile(dir+"/hangs.sh", fmt.Appendf(nil, hangs, dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/hang", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	release := func() {
+		if err := os.Remove(dir + "/hang"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	defer release()
+	killService(t)
+	startService(t, "--runtime", dir+"/hangs.sh")
+	defer func() {
+		killService(t)
+		startService(t)
+	}()
+	create(t, fmt.Sprintf(plain, "beside"))
+	waitReady(t, time.Minute, "beside")
+	waitNode(t, v1.ConditionTrue, time.Minute)
+	create(t, hanging)
+	eventually(t, time.Minute, func() error { _, err := os.Stat(dir + "/hangs"); return err })
+	create(t, fmt.Sprintf(plain, "during"))
+	waitReady(t, time.Minute, "during")
+	restarted(t, "beside", "web", func(id string) { podmanMust(t, "kill -s KILL "+id) })
+	answers(t, "beside")
+	isReady, lost := true, 0
+	took := eventually(t, 8*time.Minute, func() error {
+		if c, err := condition(v1.NodeReady); err == nil {
+			now := c.Status == v1.ConditionTrue
+			if isReady && !now {
+				lost++
+				t.Logf("the Node is not Ready: %+v", c)
+			}
+			isReady = now
+		}
+		out, err := try(t, "rookery", "status")
+		if err == nil && !strings.Contains(out, "does not answer in time about default/hung") {
+			err = fmt.Errorf("status does not say it: %s", out)
+		}
+		return err
+	})
+	t.Logf("status names the pod after %.1fs", took.Seconds())
+	var list *v1.EventList
+	eventually(t, time.Minute, func() (err error) { // it is sent when the status is known, and written after that
+		list, err = api.CoreV1().Events(v1.NamespaceDefault).List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=hung,type=Warning"})
+		if err == nil && len(list.Items) == 0 {
+			err = errors.New("no event says that the pod hangs")
+		}
+		return err
+	})
+	for _, e := range list.Items {
+		t.Logf("%s: %s", e.Reason, e.Message)
+		if !strings.Contains(e.Message, "podman did not answer in time") || !strings.Contains(e.Message, "deadline exceeded") {
+			t.Errorf("the event does not name the deadline: %s", e.Message)
+		}
+	}
+	if out := must(t, "rookery", "check"); !strings.Contains(out, "answers, but does not say what it is") {
+		t.Errorf("check does not say it: %s", out)
+	}
+	// Podman answers, if slowly on a busy machine: once is no sign that the Node hangs with the pod.
+	waitNode(t, v1.ConditionTrue, time.Minute)
+	if lost > 1 {
+		t.Errorf("the Node was not Ready %d times", lost)
+	}
+	restarted(t, "beside", "web", func(id string) { podmanMust(t, "kill -s KILL "+id) })
+
+	if err := errors.Join(shared.Kill(context.Background(), host), shared.Start(context.Background(), host)); err != nil {
+		t.Fatal(err)
+	}
+	serving(t)
+	create(t, fmt.Sprintf(plain, "after"))
+	waitReady(t, 3*time.Minute, "after")
+	restarted(t, "beside", "web", func(id string) { podmanMust(t, "kill -s KILL "+id) })
+	answers(t, "during")
+	waitNode(t, v1.ConditionTrue, time.Minute)
+	release()
+	waitReady(t, 4*time.Minute, "hung", "beside", "during", "after")
+	if all := containers(t, "hung"); len(all["web"]) != 1 {
 		t.Errorf("containers are %v", all)
 	}
 	clear(t)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -76,8 +77,9 @@ func waitCondition(t *testing.T, kind v1.NodeConditionType, taint string, want v
 const writer = `
 apiVersion: v1
 kind: Pod
-metadata: {name: %s}
+metadata: {name: %[1]s}
 spec:
+  priorityClassName: %[4]s
   terminationGracePeriodSeconds: 30
   containers:
   - name: web
@@ -88,7 +90,8 @@ spec:
 `
 
 // A disk that fills up: at a soft threshold a pod goes when it lasts, and is asked; at a
-// hard one at once. The Node says so until it is over, and who is modest stays.
+// hard one at once. The Node says so until it is over, and who is modest stays, and who is
+// more important even if it uses more.
 func TestDiskPressure(t *testing.T) {
 	told := t.TempDir()
 	onSmallDisk(t, shared.HostDir(host)+"/rookery/pods", "100m")
@@ -96,7 +99,14 @@ func TestDiskPressure(t *testing.T) {
 		"--eviction-soft-grace-period=nodefs.available=15s", "--eviction-max-pod-grace-period=10s", "--eviction-pressure-transition-period=5s")
 	create(t, fmt.Sprintf(plain, "modest"))
 	waitReady(t, time.Minute, "modest")
-	create(t, fmt.Sprintf(writer, "slow", 50, told))
+	important := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "important"}, Value: 1000}
+	classes := api.SchedulingV1().PriorityClasses()
+	if _, err := classes.Create(t.Context(), important, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { classes.Delete(context.Background(), important.Name, metav1.DeleteOptions{}) })
+	create(t, fmt.Sprintf(writer, "vital", 30, told, important.Name))
+	create(t, fmt.Sprintf(writer, "slow", 25, told, ""))
 	waitCondition(t, v1.NodeDiskPressure, v1.TaintNodeDiskPressure, v1.ConditionTrue)
 	if p, err := pod("slow"); err != nil || p.Status.Phase == v1.PodFailed {
 		t.Errorf("a soft threshold evicts at once: %v, %+v", err, p.Status)
@@ -109,11 +119,11 @@ func TestDiskPressure(t *testing.T) {
 		t.Errorf("it was not asked to end: %q, %v", text, err)
 	}
 	waitCondition(t, v1.NodeDiskPressure, v1.TaintNodeDiskPressure, v1.ConditionFalse)
-	create(t, fmt.Sprintf(writer, "fast", 85, told))
+	create(t, fmt.Sprintf(writer, "fast", 55, told, ""))
 	began := time.Now()
 	waitFailed(t, "fast", "Evicted")
 	t.Logf("a hard threshold evicts within %.1fs of the pod's creation", time.Since(began).Seconds())
-	waitReady(t, time.Minute, "modest")
+	waitReady(t, time.Minute, "modest", "vital")
 	waitCondition(t, v1.NodeDiskPressure, v1.TaintNodeDiskPressure, v1.ConditionFalse)
 	clear(t)
 }

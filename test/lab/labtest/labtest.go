@@ -115,3 +115,33 @@ func Shows(t *testing.T, l *lab.Lab, within time.Duration, host, line string, wa
 		return err
 	})
 }
+
+// NoneLost wants no request of a `hello load` to have failed, by what it reports. Two that had no
+// answer in time are a pause of this machine, which does that to whatever is under way.
+func NoneLost(t *testing.T, what string, sent, failed int, errors map[string]int) {
+	t.Helper()
+	late := 0
+	for why, n := range errors {
+		if strings.Contains(why, "Client.Timeout") {
+			late += n
+		}
+	}
+	if failed > min(late, 2) {
+		t.Errorf("%s: %d of %d requests failed: %v", what, failed, sent, errors)
+	}
+}
+
+// FailedSoon wants requests of a `hello load` to have failed for 10 s at most after that time, but for
+// two of a hundred: replacements start then, on a machine that does much else.
+func FailedSoon(t *testing.T, what string, at time.Time, sent int, failedBySecond map[int64]int, errors map[string]int) {
+	t.Helper()
+	late := 0
+	for second, n := range failedBySecond {
+		if time.Unix(second, 0).Sub(at) > 10*time.Second {
+			late += n
+		}
+	}
+	if late*50 > sent {
+		t.Errorf("%s: %d of %d requests failed later than 10 s after it: %v", what, late, sent, errors)
+	}
+}
