@@ -55,9 +55,9 @@ type kept struct {
 	again  context.CancelFunc // begins anew, as something may be different; guarded by Keepers.mu
 
 	// What of the member was seen last; touched by Run's goroutine only.
-	up      bool
-	started time.Time
-	own     netip.Addr
+	up             bool
+	since, started time.Time
+	own            netip.Addr
 
 	Meeting // guarded by Keepers.mu
 }
@@ -149,10 +149,10 @@ func (k *Keepers) look(ctx context.Context, wg *sync.WaitGroup) {
 			s = &kept{cancel: cancel, again: func() {}}
 			k.peers[m.Name] = s
 			wg.Go(func() { k.keep(one, m.Name, s) })
-		} else if (m.State.Up() && !s.up) || m.Started != s.started || own != s.own {
-			s.again()
+		} else if m.State.Up() && m.Since != s.since || m.Started != s.started || own != s.own {
+			s.again() // also where it was away and met again since the last look
 		}
-		s.up, s.started, s.own = m.State.Up(), m.Started, own
+		s.up, s.since, s.started, s.own = m.State.Up(), m.Since, m.Started, own
 	}
 	for name, s := range k.peers {
 		if !known[name] {

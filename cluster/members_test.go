@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -55,14 +56,22 @@ func (c cableTransport) DialAddressTimeout(a memberlist.Address, d time.Duration
 	return c.DialTimeout(a.Addr, d)
 }
 
+// freePort is free for TCP and for UDP, and none that the kernel gives to others' sockets meanwhile.
 func freePort(t *testing.T) uint16 {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		port := 10000 + rand.IntN(20000)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		p, err := net.ListenPacket("udp", l.Addr().String())
+		l.Close()
+		if err == nil {
+			p.Close()
+			return uint16(port)
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).AddrPort().Port()
 }
 
 func gossip(t *testing.T, name string, key byte, seeds ...*gossiper) *gossiper {
