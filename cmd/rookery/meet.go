@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/rundigitalplatform/rookery/cluster"
@@ -15,6 +16,32 @@ func (p *peer) unmet(m cluster.Member) error {
 		return nil
 	}
 	return p.keepers.Meeting(m.Name).Err
+}
+
+// astray says that the others look for this peer where it is not: at an address that was given, and
+// that this machine no longer has. While they find it nevertheless (a router passes that on), nothing
+// is wrong.
+func (p *peer) astray(s admin.Status) []admin.Problem {
+	given, err := netip.ParseAddr(p.cfg.AdvertiseAddress)
+	if err != nil || given.IsLoopback() { // none was given; a wrong one is no start
+		return nil
+	}
+	self, _ := p.members.Member(p.id.Name())
+	found := !self.Hidden
+	for _, peer := range s.Peers {
+		m, ok := p.members.Member(peer.Name)
+		found = found && (peer.Self || ok && m.State.Up())
+	}
+	have, err := cluster.Addresses(p.id.Settings().Networks())
+	if err != nil {
+		return []admin.Problem{{What: "this machine's addresses are not known: " + err.Error(), Do: "see `ip address`"}}
+	}
+	if found || slices.Contains(have, given.Unmap()) {
+		return nil
+	}
+	return []admin.Problem{{
+		What: fmt.Sprintf("the others look for this peer at %s, its advertise-address, which this machine does not have (it has %v)", given, have),
+		Do:   "give this machine that address again; or change advertise-address, or leave it out, in rookery's configuration here, and restart rookery"}}
 }
 
 // meetings are what is wrong between this peer and those that live.
