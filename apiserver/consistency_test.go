@@ -75,7 +75,7 @@ type member struct {
 
 func newFlock(t *testing.T) *flock {
 	f := &flock{t: t, names: []string{"a", "b", "c"}, apis: map[string]*member{}}
-	f.raft = rafttest.NewCluster(t, func(c *raftstore.Config) { c.HistoryEvents = 30 }, f.names...)
+	f.raft = rafttest.NewCluster(t, func(c *raftstore.Config) { c.HistoryEvents = 10 }, f.names...)
 	for name, p := range f.raft.Peers() {
 		f.serve(name, p)
 	}

@@ -340,8 +340,11 @@ func TestTLS(t *testing.T) {
 	  {host: c.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}}]}}`)
 	w.until(200, "http://c.example/")
 	for host, want := range map[string]string{"a.example": "secret a.example", "x.b.example": "issued *.b.example", "c.example": "issued c.example", "unknown.example": "issued ", "": "issued "} {
-		conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", w.https), &tls.Config{ServerName: host, InsecureSkipVerify: true})
-		must(t, err)
+		var conn *tls.Conn
+		poll(t, func() (err error) { // one port opens after the other
+			conn, err = tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", w.https), &tls.Config{ServerName: host, InsecureSkipVerify: true})
+			return err
+		})
 		if got := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; got != want {
 			t.Errorf("%q is shown the certificate %q, want %q", host, got, want)
 		}

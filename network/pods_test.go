@@ -159,6 +159,7 @@ func restartAdoptsEverything(t *testing.T, l *lab) {
 	eventually(t, patience, func() string {
 		return want(b.dial("tcp4", clusterIP+":80", enough), "a", "c")
 	})
+	settled(h1) // one family's rules are written after the other's
 	state := h1.kernel
 	before := state()
 	h1.kill()

@@ -44,6 +44,7 @@ func (w *word) say(peer string, alive bool) {
 
 func (w *word) tune(c *raftstore.Config) {
 	c.Alive, c.Subscribe = w.alive, w.subscribe
+	patient(c)
 }
 
 func heartbeatTimeout(p *rafttest.Peer) time.Duration {

@@ -110,11 +110,13 @@ func (c *Cluster) Start(name string, first bool) *Peer {
 // Join makes a peer a voter.
 func (c *Cluster) Join(p *Peer) {
 	c.t.Helper()
-	l := c.Leader()
-	f := l.Raft().AddVoter(raft.ServerID(p.Name), raft.ServerAddress(p.Name), 0, Patience)
-	if err := f.Error(); err != nil {
-		c.t.Fatalf("add %s: %v", p.Name, err)
-	}
+	Eventually(c.t, p.Name+" votes", func() bool {
+		err := c.Leader().Raft().AddVoter(raft.ServerID(p.Name), raft.ServerAddress(p.Name), 0, Patience).Error()
+		if err != nil && !errors.Is(err, raft.ErrLeadershipLost) && !errors.Is(err, raft.ErrNotLeader) {
+			c.t.Fatalf("add %s: %v", p.Name, err)
+		}
+		return err == nil // a slow machine is late for the first heartbeat of two
+	})
 }
 
 // Leader waits for a peer that leads.
@@ -257,4 +259,5 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 // compiles at the same time, 4 MiB under the race detector take longer than a lease.
 func Calm(c *raftstore.Config) {
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLease = 2*time.Second, 2*time.Second, 2*time.Second
+	c.LeaderlessGrace = 5 * time.Second
 }

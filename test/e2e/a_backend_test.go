@@ -16,7 +16,7 @@ func TestBackendChangesWhilePodsRun(t *testing.T) {
 	for to[0].Spec.NodeName == from.Spec.NodeName {
 		to = to[1:]
 	}
-	const length = 35 * time.Second // [use] may take 30
+	const length = 35 * time.Second
 	for _, backend := range []string{"vxlan", "direct", "wireguard"} {
 		load := startReport(t, "h1", "rookery", "-n", "hello", "exec", from.Metadata.Name, "-c", "hello", "--", "/hello", "load", "-rate", "100", "-for", length.String(), "http://"+to[0].Status.PodIP+":8080/")
 		began := time.Now()
@@ -28,14 +28,13 @@ func TestBackendChangesWhilePodsRun(t *testing.T) {
 		r := load()
 		between := r.LastFailure.Sub(r.FirstFailure)
 		t.Logf("changed to %s: %d of %d requests from a pod on %s to one on %s failed, the last one %.1fs after the first", backend, r.Failed, r.Sent, from.Spec.NodeName, to[0].Spec.NodeName, between.Seconds())
-		if between > 20*time.Second || len(r.Pods) != 1 {
+		if between > 20*time.Second && r.Failed > 2 || // two: a pause of the machine, at any time
+			len(r.Pods) != 1 {
 			t.Errorf("changed to %s: requests failed for %s, %d of %d; %v", backend, between, r.Failed, r.Sent, r.Errors)
 		}
 		for _, p := range before[:3] {
 			out := must(t, "h2", "rookery", "-n", "hello", "exec", p.Metadata.Name, "-c", "hello", "--", "/hello", "load", "-rate", "100", "-for", "2s", serviceURL)
-			if r := decode(t, out); r.Failed > 0 || len(r.Pods) != 9 {
-				t.Errorf("over %s, from a pod on %s: %d of %d requests failed, %d pods answered; %v", backend, p.Spec.NodeName, r.Failed, r.Sent, len(r.Pods), r.Errors)
-			}
+			nine(t, fmt.Sprintf("over %s, from a pod on %s", backend, p.Spec.NodeName), decode(t, out))
 		}
 	}
 	after := map[string]bool{}
@@ -56,7 +55,7 @@ func TestBackendChangesWhilePodsRun(t *testing.T) {
 func use(t *testing.T, backend string) {
 	t.Helper()
 	must(t, "h1", "rookery", "net", "use", backend)
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, 2*time.Minute, func() error {
 		for _, h := range shared.Peers() {
 			s, err := status(t.Context(), h.Name)
 			if err != nil {

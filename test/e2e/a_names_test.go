@@ -61,7 +61,7 @@ func rendered(resp *dns.Msg) (out []string) {
 func resolve(t *testing.T, host, network, server, question string) string {
 	t.Helper()
 	var resp *dns.Msg
-	eventually(t, time.Minute, func() (err error) {
+	eventually(t, patience, func() (err error) {
 		resp, err = lookUp(t.Context(), host, network, server, question)
 		return err
 	})
@@ -78,7 +78,7 @@ func resolve(t *testing.T, host, network, server, question string) string {
 // resolves wants an answer, at the latest after a while.
 func resolves(t *testing.T, host, network, server, question, want string) {
 	t.Helper()
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		if got := resolve(t, host, network, server, question); got != want {
 			return fmt.Errorf("%s asked %s for %s by %s: %s, want %s", host, server, question, network, got, want)
 		}
@@ -250,7 +250,7 @@ func TestIngressServesOnEveryPeer(t *testing.T) {
 	t.Cleanup(func() {
 		client.NetworkingV1().Ingresses("hello").Delete(context.Background(), "hello", metav1.DeleteOptions{})
 	})
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		ing, err := client.NetworkingV1().Ingresses("hello").Get(ctx, "hello", metav1.GetOptions{})
 		if err == nil && len(ing.Status.LoadBalancer.Ingress) != 3 {
 			err = fmt.Errorf("addresses %v", ing.Status.LoadBalancer.Ingress)
@@ -288,7 +288,7 @@ func fetch(t *testing.T, client *http.Client, url string) (*http.Response, strin
 	t.Helper()
 	var resp *http.Response
 	var body []byte
-	eventually(t, time.Minute, func() (err error) {
+	eventually(t, patience, func() (err error) {
 		if resp, err = client.Get(url); err != nil {
 			return err
 		}

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
 // A NetworkPolicy that is applied with kubectl's verbs cuts a pod off from the others on every
@@ -33,7 +32,7 @@ func TestNetworkPolicyIsEnforcedOnEveryPeer(t *testing.T) {
 	expect := func(what string, open bool) {
 		t.Helper()
 		for _, from := range all[1:] {
-			eventually(t, time.Minute, func() error {
+			eventually(t, patience, func() error {
 				if err := get(from.Metadata.Name); (err == nil) != open {
 					return fmt.Errorf("%s: from %s on %s: %v", what, from.Metadata.Name, from.Spec.NodeName, err)
 				}
@@ -60,7 +59,7 @@ func TestNetworkPolicyIsEnforcedOnEveryPeer(t *testing.T) {
 	must(t, "h3", "rookery", "-n", "hello", "delete", "networkpolicy", "closed")
 	expect("afterwards", true)
 	inside(t, apply)
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		if out := sh(t, "h1", "nft list table ip rookery"); strings.Contains(out, "policy-") {
 			return fmt.Errorf("left behind: %s", out)
 		}
@@ -85,7 +84,7 @@ func inside(t *testing.T, apply func(spec string)) {
 	hear := func(word func(string) string) {
 		t.Helper()
 		for url, open := range targets {
-			eventually(t, time.Minute, func() error {
+			eventually(t, patience, func() error {
 				out, err := shared.Run(t.Context(), peer, "rookery", "-n", "hello", "exec", pod, "--", "/hello", "get", url)
 				if want := word(open); !strings.Contains(fmt.Sprint(out, err), want) {
 					return fmt.Errorf("%s: %s %v, want %s", url, out, err, want)
@@ -136,7 +135,7 @@ func refusals(t *testing.T, peer, reason, message, pod string) (toldOnce func(ag
 		for range 2 { // the second time it says nothing
 			before, _ := now()
 			// What is refused before the peer knows whose address it is goes by the address.
-			eventually(t, time.Minute, func() error {
+			eventually(t, patience, func() error {
 				again()
 				packets, lines := now()
 				if packets <= before || lines == 0 { // a test that is repeated finds the line of the last hour

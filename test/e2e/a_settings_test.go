@@ -54,7 +54,7 @@ const lanRate = 20
 
 // A peer does what its configuration says of Ingresses and names.
 func TestSettingsOfIngressesAndNames(t *testing.T) {
-	allReady(t, time.Minute)
+	allReady(t, patience)
 	scale(t, "h1", 3)
 	name := "h2" // not the one whose API the tests use, nor one that would be missed
 	if leader(t) == name {
@@ -190,17 +190,17 @@ func ingressSettings(t *testing.T, peer lab.Host) {
 		{"POST", "https://" + host + ":8443/", 1024, 405, ""}, // says the pod
 		{"POST", "https://" + host + ":8443/", 1025, 413, "1024 bytes at most"},
 	} {
-		eventually(t, time.Minute, func() error {
+		eventually(t, patience, func() error {
 			resp, text, err := ask(c.method, c.url, c.body)
 			if err == nil && (resp.StatusCode != c.code || !strings.Contains(text+resp.Header.Get("Location"), c.text)) {
 				err = fmt.Errorf("%s %s with %d bytes: %s %q to %q, want %d %q", c.method, c.url, c.body, resp.Status, text, resp.Header.Get("Location"), c.code, c.text)
 			}
 			return err
 		})
-		eventually(t, time.Minute, func() error {
+		eventually(t, patience, func() error {
 			return metric(t, peer.Name, fmt.Sprintf(`rookery_ingress_requests_total{code="%d",ingress="hello/settings"}`, c.code))
 		})
-		eventually(t, time.Minute, func() error { return logged(peer.Name, c.method, c.code) })
+		eventually(t, patience, func() error { return logged(peer.Name, c.method, c.code) })
 	}
 }
 
@@ -289,19 +289,19 @@ func nameSettings(t *testing.T, peer lab.Host, first, second, corp *nameserver) 
 	for range 3 {
 		resolves(t, lab.Client, "udp", lan, "Kept.Example. A", kept)
 	}
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		if out := fromPod("kept.example."); !strings.Contains(out, strings.TrimPrefix(kept, "A ")+"\n") {
 			return fmt.Errorf("the LAN was told %s, a pod %s", kept, out)
 		}
 		return nil
 	})
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		return metric(t, peer.Name, `rookery_dns_forwarded_total{result="cached"}`)
 	})
 
 	// A domain has a server of its own, also where an ExternalName leads there.
 	for _, name := range []string{"www.corp.test.", "elsewhere.hello.svc.cluster.local."} {
-		eventually(t, time.Minute, func() error {
+		eventually(t, patience, func() error {
 			if pod, other := fromPod(name), withA(name); !corp.has(pod) || !corp.has(other) {
 				return fmt.Errorf("a pod was told %s of %s, the LAN %s", pod, name, other)
 			}
@@ -316,7 +316,7 @@ func nameSettings(t *testing.T, peer lab.Host, first, second, corp *nameserver) 
 	first.silent.Store(true)
 	answers(fromPod, second)
 	answers(withA, second)
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		if got := withA("brief.example."); !second.has(got) {
 			return errors.New(got)
 		}
@@ -330,13 +330,13 @@ func nameSettings(t *testing.T, peer lab.Host, first, second, corp *nameserver) 
 		}
 		return err
 	})
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		if out := fromPod("brief.example."); !second.has(out) {
 			return errors.New(out)
 		}
 		return nil
 	})
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		return metric(t, peer.Name, `rookery_dns_forwarded_total{result="stale"}`)
 	})
 	resolves(t, lab.Client, "udp", lan, "never.example. A", "SERVFAIL")
@@ -349,7 +349,7 @@ func nameSettings(t *testing.T, peer lab.Host, first, second, corp *nameserver) 
 		resolves(t, "h1", "udp", lan, question, "REFUSED") // not of lan-clients
 	}
 	burst(t, lan)
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		return errors.Join(metric(t, peer.Name, `rookery_dns_limited_total{action="dropped"}`), metric(t, peer.Name, `rookery_dns_limited_total{action="truncated"}`))
 	})
 	if got := resolve(t, lab.Client, "tcp", lan, "hello.hello.svc.cluster.local. A"); !strings.HasPrefix(got, "A 10.43.") {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // A pod that may give itself addresses sends under none that is not its own: what it sends
@@ -36,7 +35,7 @@ func TestForgedSourcesAreDropped(t *testing.T) {
 		t.Helper()
 		sent := map[string]int{}
 		for name, ip := range targets {
-			eventually(t, time.Minute, func() error {
+			eventually(t, patience, func() error {
 				sent[name]++
 				if out := in("forger", "ping -c 1 -W 10 "+ip+" || true"); !strings.Contains(out, " 1 packets received") {
 					return fmt.Errorf("%s does not answer: %s", name, out)

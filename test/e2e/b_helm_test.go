@@ -142,7 +142,7 @@ func (h helm) failedHook(t *testing.T) {
 // ready waits until so many of the chart's pods are Ready and no more are left.
 func (h helm) ready(t *testing.T, n int) {
 	t.Helper()
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		out, err := shared.Run(t.Context(), "h1", "rookery", "-n", h.program, "get", "pods", "-l", "app=shop", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
 		if err != nil || strings.Count(out, "True") != n || strings.Contains(out, "False") {
 			return fmt.Errorf("Ready: %s, want %d %v", out, n, err)

@@ -90,7 +90,7 @@ func podNow(t *testing.T, name string) *v1.Pod {
 }
 
 // patience is for machines that are slow or busy.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 // untilPod polls a pod until check, which says what is wrong, says nothing.
 func untilPod(t *testing.T, name string, check func(pod *v1.Pod) string) *v1.Pod {
@@ -228,7 +228,7 @@ const lifecyclePods = `
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: init-loops, namespace: hello}, spec: {nodeName: h2, terminationGracePeriodSeconds: 0, initContainers: [{name: i, image: localhost/busybox:1, command: [sh, -c, "exit 6"]}], containers: [{name: c, image: localhost/busybox:1, command: [sleep, "1000"]}]}}
 ---
-{apiVersion: v1, kind: Pod, metadata: {name: succeeds, namespace: hello}, spec: {nodeName: h2, restartPolicy: OnFailure, initContainers: [{name: i, image: localhost/busybox:1, command: ["true"]}, {name: s, image: localhost/busybox:1, restartPolicy: Always, command: [sh, -c, "trap 'exit 0' TERM; while :; do sleep 0.1; done"]}], containers: [{name: c, image: localhost/busybox:1, command: ["true"]}]}}
+{apiVersion: v1, kind: Pod, metadata: {name: succeeds, namespace: hello}, spec: {nodeName: h2, restartPolicy: OnFailure, initContainers: [{name: i, image: localhost/busybox:1, command: ["true"]}, {name: s, image: localhost/busybox:1, restartPolicy: Always, command: [sh, -c, "trap 'exit 0' TERM; while :; do sleep 0.1; done"]}], containers: [{name: c, image: localhost/busybox:1, command: [sleep, "1"]}]}}
 `
 
 // What becomes of a pod from its first container to its last word.

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -148,7 +147,7 @@ func TestPodFields(t *testing.T) {
 	sh(t, "h3", "rookery -n hello label pod fields --overwrite tier=two")
 	must(t, "h3", "rookery", "-n", "hello", "patch", "configmap", "fields", "-p", `{"data":{"key":"two"}}`)
 	must(t, "h3", "rookery", "-n", "hello", "patch", "secret", "fields", "-p", `{"stringData":{"pass":"two"}}`)
-	took := eventually(t, time.Minute, func() error {
+	took := eventually(t, patience, func() error {
 		out, err := shared.Run(t.Context(), "h3", in("cat /conf/key /info/tier /secret/pass /both/key /both/pass /both/tier /one")...)
 		if err == nil && out != strings.Repeat("two", 6)+"one" {
 			err = fmt.Errorf("files are %q", out)

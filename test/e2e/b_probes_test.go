@@ -27,13 +27,13 @@ const probedPods = `
     {name: tcp-closed, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 30, tcpSocket: {port: 1}}},
     {name: http-slow, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 30, timeoutSeconds: 1, httpGet: {path: /slow, port: 8080}}},
     {name: exec-slow, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 30, timeoutSeconds: 1, exec: {command: [sleep, "60"]}}},
-    {name: late, image: localhost/busybox:1, command: [sh, -c, "sleep 4; touch /tmp/up; sleep 1000"], startupProbe: {periodSeconds: 1, failureThreshold: 100, timeoutSeconds: 10, exec: {command: [test, -f, /tmp/up]}}, livenessProbe: {periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 10, exec: {command: [test, -f, /tmp/up]}}}]}}
+    {name: late, image: localhost/busybox:1, command: [sh, -c, "sleep 4; touch /tmp/up; sleep 1000"], startupProbe: {periodSeconds: 1, failureThreshold: 100, timeoutSeconds: 10, exec: {command: [test, -f, /tmp/up]}}, livenessProbe: {periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 60, exec: {command: [test, -f, /tmp/up]}}}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: unwell, namespace: hello}, spec: {nodeName: h2, terminationGracePeriodSeconds: 600, volumes: [{name: o, hostPath: {path: DIR}}],
   containers: [
     {name: live, image: localhost/busybox:1, command: [sh, -c, "trap '' TERM; while :; do sleep 1; done"], livenessProbe: {initialDelaySeconds: 3, periodSeconds: 1, failureThreshold: 3, timeoutSeconds: 5, terminationGracePeriodSeconds: 1, exec: {command: ["false"]}}},
     {name: starts, image: localhost/busybox:1, command: [sh, -c, "trap '' TERM; while :; do sleep 1; done"], startupProbe: {periodSeconds: 1, failureThreshold: 2, timeoutSeconds: 5, terminationGracePeriodSeconds: 1, exec: {command: [sh, -c, "echo its output; exit 1"]}}},
-    {name: good, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, successThreshold: 3, exec: {command: [sh, -c, "echo x >> /tmp/asked"]}}}]}}
+    {name: good, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, successThreshold: 3, timeoutSeconds: 10, exec: {command: [sh, -c, "echo x >> /tmp/asked"]}}}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: chatty, namespace: hello}, spec: {nodeName: h2, terminationGracePeriodSeconds: 1,
   containers: [{name: c, image: localhost/busybox:1, command: [sleep, "1000"], readinessProbe: {periodSeconds: 1, timeoutSeconds: 5, exec: {command: [sh, -c, "cat /proc/uptime; exit 1"]}}}]}}

@@ -120,7 +120,7 @@ func TestSubresourcesThroughAnotherPeer(t *testing.T) {
 			State        struct{ Running *struct{} }
 			Resources    struct{ Limits struct{ CPU, Memory string } }
 		}
-		eventually(t, time.Minute, func() error {
+		eventually(t, patience, func() error {
 			var r struct {
 				Status struct{ ContainerStatuses []container }
 			}
@@ -222,7 +222,7 @@ func resizeThatWaits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		list, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=h2,status.phase!=Succeeded,status.phase!=Failed"})
 		if err != nil {
 			return err

@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 const verbs = `apiVersion: v1
@@ -79,7 +78,7 @@ func TestDrain(t *testing.T) {
 	if out := sh(t, "h2", "rookery -n hello get pods --field-selector spec.nodeName=h3 -o name"); out != "No resources found in hello namespace.\n" && out != "" {
 		t.Errorf("left on h3: %s", out)
 	}
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		_, err := shared.Run(t.Context(), "h1", "rookery", "-n", "hello", "rollout", "status", "deployment/hello", "--timeout=5s")
 		return err
 	})

@@ -8,14 +8,13 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 )
 
 // A daemon that comes back at once adopts its pods, their containers untouched, and removes
 // those that were deleted meanwhile. That also holds for an upgrade: what it finds on disk
 // is as the first version wrote it.
 func TestRestartedDaemonAdoptsItsPods(t *testing.T) {
-	allReady(t, time.Minute)
+	allReady(t, patience)
 	// However long a busy machine takes, the pods of a daemon that is away are not replaced.
 	tolerations := func(list string) {
 		scale(t, "h1", 0)
@@ -52,17 +51,20 @@ func TestRestartedDaemonAdoptsItsPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	downgradeState(t, victim)
-	sh(t, other, "rookery -n hello delete pod "+deleted+" --wait=false")
+	eventually(t, patience, func() error { // whose daemon was killed may have led
+		_, err := shared.Run(t.Context(), other, "rookery", "-n", "hello", "delete", "pod", deleted, "--wait=false", "--ignore-not-found")
+		return err
+	})
 	if err := shared.Start(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		if all := pods(t, other); slices.ContainsFunc(all, func(p pod) bool { return p.Metadata.Name == deleted }) {
 			return fmt.Errorf("%s is still there", deleted)
 		}
 		return nil
 	})
-	allReady(t, time.Minute)
+	allReady(t, patience)
 	nothingTwice(t, victim)
 	after := containers()
 	for name, want := range before {

@@ -25,12 +25,12 @@ func TestRolloutFailsNoRequest(t *testing.T) {
 		proxied := startLoad(t, "client", "http://"+shared.Hosts[1].IP+"/", 50, 40*time.Second)
 		time.Sleep(time.Second) // so that the load runs before the update begins
 		sh(t, "h1", "rookery -n hello "+step.change)
-		sh(t, "h1", "rookery -n hello rollout status deployment/hello --timeout=120s")
+		sh(t, "h1", "rookery -n hello rollout status deployment/hello --timeout=170s")
 		for where, r := range map[string]report{"host": host(), "lan": lan(), "pod": inside(), "ingress": proxied()} {
 			t.Logf("%s: %s: %d requests, %d failed, %d pods", step.change, where, r.Sent, r.Failed, len(r.Pods))
 			labtest.NoneLost(t, step.change+": from "+where, r.Sent, r.Failed, r.Errors)
 		}
-		eventually(t, time.Minute, func() error { // the last of the old ones may still be ending
+		eventually(t, patience, func() error { // the last of the old ones may still be ending
 			got, err := shared.Run(t.Context(), "h1", "rookery", "-n", "hello", "get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[*].spec.containers[0].image}")
 			if err == nil && strings.Contains(strings.ReplaceAll(got, step.image, ""), "localhost/hello") {
 				err = fmt.Errorf("after %s the images are %s", step.change, got)

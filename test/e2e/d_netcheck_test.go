@@ -36,7 +36,7 @@ func (p probe) broken() bool {
 // The check names each way that is broken, from where to where, and no other; and has nothing to
 // say when it is whole again.
 func TestNetCheckNamesTheBrokenWays(t *testing.T) {
-	allReady(t, time.Minute)
+	allReady(t, patience)
 	for _, h := range shared.Peers() {
 		loader(t, h.Name) // so that there is a pod to try on each
 	}

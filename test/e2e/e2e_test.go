@@ -214,7 +214,7 @@ func loader(t *testing.T, peer string) string {
 	}
 	t.Cleanup(func() {
 		client.Delete(context.Background(), name, metav1.DeleteOptions{})
-		eventually(t, time.Minute, func() error {
+		eventually(t, patience, func() error {
 			if _, err := client.Get(context.Background(), name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 				return fmt.Errorf("%s is still there: %v", name, err)
 			}
@@ -243,7 +243,7 @@ func ingress(t *testing.T) {
 	}
 	t.Cleanup(func() { client.Delete(context.Background(), all.Name, metav1.DeleteOptions{}) })
 	for _, h := range shared.Peers() {
-		eventually(t, time.Minute, func() error {
+		eventually(t, patience, func() error {
 			_, err := shared.Run(t.Context(), lab.Client, shared.Bin+"/hello", "get", "http://"+h.IP+"/")
 			return err
 		})
@@ -288,7 +288,7 @@ func agree(t *testing.T) {
 func leader(t *testing.T) string {
 	t.Helper()
 	var name string
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		s, err := status(t.Context(), "h1")
 		if err == nil && s.Leader == "" {
 			err = fmt.Errorf("there is no leader")

@@ -106,7 +106,7 @@ func checkQoS(t *testing.T, api kubernetes.Interface, run func(argv ...string) (
 		if v2 {
 			file, ofPod, ofContainer = "cpu.weight", tt.weight, tt.weighs
 		}
-		eventually(t, time.Minute, func() error { // a pod is weighed once it runs
+		eventually(t, patience, func() error { // a pod is weighed once it runs
 			pod, err1 := os.ReadFile(filepath.Dir(dir) + "/" + file)
 			container, err2 := os.ReadFile(dir + "/" + file)
 			if err := errors.Join(err1, err2); err != nil {
@@ -190,7 +190,7 @@ func checkStatistics(t *testing.T, api kubernetes.Interface, run func(argv ...st
 		return *p.Network.RxBytes
 	}
 	page := "http://" + sender.Status.PodIP + ":8080/file"
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		_, err := run("rookery", "exec", "weighed", "--", "wget", "-q", "-O", "/dev/null", "http://"+sender.Status.PodIP+":8080/done")
 		return err
 	})
@@ -198,7 +198,7 @@ func checkStatistics(t *testing.T, api kubernetes.Interface, run func(argv ...st
 	if out, err := run("rookery", "exec", "weighed", "--", "wget", "-q", "-O", "/dev/null", page); err != nil {
 		t.Error(err, out)
 	}
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		if after := received(); after < before+20<<20 || after > before+40<<20 {
 			return fmt.Errorf("weighed received %d bytes, then 20 MiB, and it is %d", before, after)
 		}

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // background runs a command in a host until the test ends, or stop is called.
@@ -144,7 +143,7 @@ spec:
 func serveImages(t *testing.T, images ...string) (stop func()) {
 	t.Helper()
 	stop = background(t, "client", append([]string{shared.Bin + "/lab", "registry", "--private", "secret/=u:p"}, images...)...)
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		_, err := shared.Run(t.Context(), "h1", shared.Bin+"/hello", "get", "http://10.77.0.100:5000/nothing")
 		if err != nil && !strings.Contains(err.Error(), "404") {
 			return err

@@ -186,7 +186,11 @@ func TestResources(t *testing.T) {
 	if out, err := run("rookery", "delete", "pod", "--all", "--wait=true", "--timeout=40s"); err != nil {
 		t.Error(err, out)
 	}
-	if left, err := filepath.Glob(l.HostDir("h1") + "/rookery/pods/*/"); err != nil || len(left) != 0 {
-		t.Errorf("files are left: %v %v", left, err)
-	}
+	eventually(t, patience, func() error { // the containers are stopped after the pods are gone from the API
+		left, err := filepath.Glob(l.HostDir("h1") + "/rookery/pods/*")
+		if err == nil && len(left) != 0 {
+			err = fmt.Errorf("files are left: %v", left)
+		}
+		return err
+	})
 }

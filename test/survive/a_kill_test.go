@@ -76,7 +76,7 @@ func TestKilledWhileStarting(t *testing.T) {
 		// From when the API took it until after all of it runs: at random, but with as many
 		// rounds in each phase of a start, however fast the machine is.
 		phase := random.IntN(len(at))
-		eventually(t, time.Minute, func() error {
+		eventually(t, patience, func() error {
 			if n := started(t, filepath.Join(starts, name)); n < phase {
 				return fmt.Errorf("%d of %d containers were started", n, phase)
 			}
@@ -93,7 +93,7 @@ func TestKilledWhileStarting(t *testing.T) {
 			t.Fatal(err)
 		}
 		serving(t)
-		waitReady(t, time.Minute, name)
+		waitReady(t, patience, name)
 		once(t, name, starts, fmt.Sprintf("killed %s after container %d", delay, phase))
 		if before != "" {
 			nothingOf(t, before)

@@ -71,7 +71,7 @@ func TestManyPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	create(t, nthOfMany(0)) // what the first pod leaves for good is no trace of the others
-	waitReady(t, time.Minute, "many-0")
+	waitReady(t, patience, "many-0")
 	clear(t)
 	before := traces(t)
 
@@ -79,7 +79,7 @@ func TestManyPods(t *testing.T) {
 	for i := range many {
 		create(t, nthOfMany(i))
 	}
-	allReady(t, 5*time.Minute)
+	allReady(t, 15*time.Minute)
 	t.Logf("%d pods Ready after %.1fs", many, time.Since(began).Seconds())
 	if during := traces(t); len(during["interfaces"]) < many || len(during["mounts"]) < many || len(during["control groups"]) < many || len(during["files"]) < many || len(during["processes"]) < many {
 		t.Fatalf("the traces do not show the pods: %d interfaces, %d mounts, %d control groups, %d files, %d processes", len(during["interfaces"]),

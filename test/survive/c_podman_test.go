@@ -127,7 +127,7 @@ func checked(t *testing.T) {
 func TestPodmanServiceRestarts(t *testing.T) {
 	checked(t)
 	create(t, fmt.Sprintf(plain, "service"))
-	waitReady(t, time.Minute, "service")
+	waitReady(t, patience, "service")
 	before := identities(t, "service")
 	killService(t)
 	if c := waitNode(t, v1.ConditionFalse, 20*time.Second); c.Reason != "ContainerEngineUnavailable" || !strings.Contains(c.Message, "systemctl") {
@@ -140,7 +140,7 @@ func TestPodmanServiceRestarts(t *testing.T) {
 	time.Sleep(8 * time.Second) // longer than pods stay on a peer that is gone
 	startService(t)
 	waitNode(t, v1.ConditionTrue, 30*time.Second)
-	waitReady(t, time.Minute, "service", "meanwhile")
+	waitReady(t, patience, "service", "meanwhile")
 	same(t, "service", before)
 	restarted(t, "service", "web", func(id string) { podmanMust(t, "kill -s KILL "+id) })
 	clear(t)
@@ -149,14 +149,14 @@ func TestPodmanServiceRestarts(t *testing.T) {
 // A container, then the whole pod, removed behind our back.
 func TestRemovedBehindOurBack(t *testing.T) {
 	create(t, fmt.Sprintf(plain, "removed"))
-	waitReady(t, time.Minute, "removed")
+	waitReady(t, patience, "removed")
 	side := identities(t, "removed")["side"]
 	restarted(t, "removed", "web", func(id string) { podmanMust(t, "rm -f -t 0 "+id) })
 	if now := identities(t, "removed")["side"]; now != side {
 		t.Errorf("the other container was %s, is %s", side, now)
 	}
 	restarted(t, "removed", "side", func(string) { podmanMust(t, "pod rm -f -t 0 -a") })
-	waitReady(t, time.Minute, "removed")
+	waitReady(t, patience, "removed")
 	running := containers(t, "removed")
 	if len(running["web"]) != 1 || len(running["side"]) != 1 {
 		t.Errorf("containers are %v", running)
@@ -168,7 +168,7 @@ func TestRemovedBehindOurBack(t *testing.T) {
 // asked for meanwhile is done afterwards.
 func TestPodmanHangs(t *testing.T) {
 	create(t, fmt.Sprintf(plain, "before"))
-	waitReady(t, time.Minute, "before")
+	waitReady(t, patience, "before")
 	ids := identities(t, "before")
 	p := service(t)
 	must(t, "kill", "-STOP", p)
@@ -178,7 +178,7 @@ func TestPodmanHangs(t *testing.T) {
 		}
 	}()
 	create(t, fmt.Sprintf(plain, "during"))
-	if c := waitNode(t, v1.ConditionFalse, time.Minute); !strings.Contains(c.Message, "systemctl restart podman.service") {
+	if c := waitNode(t, v1.ConditionFalse, patience); !strings.Contains(c.Message, "systemctl restart podman.service") {
 		t.Errorf("the condition does not help: %+v", c)
 	}
 	if out, err := try(t, "rookery", "status"); err != nil || !strings.Contains(out, "Podman on this peer does not answer") {
@@ -188,7 +188,7 @@ func TestPodmanHangs(t *testing.T) {
 		t.Errorf("the pod that runs is not Ready any more: %v", err)
 	}
 	must(t, "kill", "-CONT", p)
-	waitNode(t, v1.ConditionTrue, time.Minute)
+	waitNode(t, v1.ConditionTrue, patience)
 	waitReady(t, 2*time.Minute, "before", "during")
 	same(t, "before", ids)
 	if all := containers(t, "during"); len(all["web"]) != 1 || len(all["side"]) != 1 {
@@ -254,12 +254,12 @@ func TestOneContainerHangs(t *testing.T) {
 		startService(t)
 	}()
 	create(t, fmt.Sprintf(plain, "beside"))
-	waitReady(t, time.Minute, "beside")
-	waitNode(t, v1.ConditionTrue, time.Minute)
+	waitReady(t, patience, "beside")
+	waitNode(t, v1.ConditionTrue, patience)
 	create(t, hanging)
-	eventually(t, time.Minute, func() error { _, err := os.Stat(dir + "/hangs"); return err })
+	eventually(t, patience, func() error { _, err := os.Stat(dir + "/hangs"); return err })
 	create(t, fmt.Sprintf(plain, "during"))
-	waitReady(t, time.Minute, "during")
+	waitReady(t, patience, "during")
 	restarted(t, "beside", "web", func(id string) { podmanMust(t, "kill -s KILL "+id) })
 	answers(t, "beside")
 	isReady, lost := true, 0
@@ -280,7 +280,7 @@ func TestOneContainerHangs(t *testing.T) {
 	})
 	t.Logf("status names the pod after %.1fs", took.Seconds())
 	var list *v1.EventList
-	eventually(t, time.Minute, func() (err error) { // it is sent when the status is known, and written after that
+	eventually(t, patience, func() (err error) { // it is sent when the status is known, and written after that
 		list, err = api.CoreV1().Events(v1.NamespaceDefault).List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=hung,type=Warning"})
 		if err == nil && len(list.Items) == 0 {
 			err = errors.New("no event says that the pod hangs")
@@ -297,7 +297,7 @@ func TestOneContainerHangs(t *testing.T) {
 		t.Errorf("check does not say it: %s", out)
 	}
 	// Podman answers, if slowly on a busy machine: once is no sign that the Node hangs with the pod.
-	waitNode(t, v1.ConditionTrue, time.Minute)
+	waitNode(t, v1.ConditionTrue, patience)
 	if lost > 1 {
 		t.Errorf("the Node was not Ready %d times", lost)
 	}
@@ -311,7 +311,7 @@ func TestOneContainerHangs(t *testing.T) {
 	waitReady(t, 3*time.Minute, "after")
 	restarted(t, "beside", "web", func(id string) { podmanMust(t, "kill -s KILL "+id) })
 	answers(t, "during")
-	waitNode(t, v1.ConditionTrue, time.Minute)
+	waitNode(t, v1.ConditionTrue, patience)
 	release()
 	waitReady(t, 4*time.Minute, "hung", "beside", "during", "after")
 	if all := containers(t, "hung"); len(all["web"]) != 1 {

@@ -36,7 +36,7 @@ func TestReboot(t *testing.T) {
 	starts := t.TempDir()
 	create(t, fmt.Sprintf(rebooted, starts))
 	create(t, fmt.Sprintf(plain, "other"))
-	waitReady(t, time.Minute, "rebooted", "other")
+	waitReady(t, patience, "rebooted", "other")
 	before, err := pod("rebooted")
 	if err != nil {
 		t.Fatal(err)

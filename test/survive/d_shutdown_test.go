@@ -46,7 +46,7 @@ func TestShutdown(t *testing.T) {
 	}
 	serving(t)
 	lock := asked(t, machine)
-	eventually(t, time.Minute, func() error { // the daemon has it
+	eventually(t, patience, func() error { // the daemon has it
 		log, err := os.ReadFile(filepath.Join(shared.HostDir(host), "rookery.log"))
 		if err == nil && !strings.Contains(string(log), "pods are ended in order when this machine stops") {
 			err = fmt.Errorf("it does not say so")
@@ -56,7 +56,7 @@ func TestShutdown(t *testing.T) {
 	create(t, fmt.Sprintf(stopped, "plain", "", "OnFailure", dir))
 	create(t, fmt.Sprintf(stopped, "vital", "system-cluster-critical", "Always", dir))
 	create(t, fmt.Sprintf(stopped, "once", "", "Never", dir))
-	waitReady(t, time.Minute, "plain", "vital", "once")
+	waitReady(t, patience, "plain", "vital", "once")
 	file := filepath.Join(dir, "lines")
 	lines := func(want ...string) { // since they were forgotten
 		t.Helper()
@@ -76,7 +76,7 @@ func TestShutdown(t *testing.T) {
 	}
 	forget := func() { // that they started, once they have said so
 		t.Helper()
-		eventually(t, time.Minute, func() error {
+		eventually(t, patience, func() error {
 			data, err := os.ReadFile(file)
 			for _, line := range []string{"plain starts\n", "vital starts\n"} {
 				if err == nil && !strings.Contains(string(data), line) {
@@ -99,7 +99,7 @@ func TestShutdown(t *testing.T) {
 	if c, err := condition(v1.NodeReady); err != nil || c.Status != v1.ConditionFalse || c.Message != "node is shutting down" {
 		t.Errorf("the node: %+v, %v", c, err)
 	}
-	eventually(t, time.Minute, func() error { return has("once", v1.PodFailed, 0) })
+	eventually(t, patience, func() error { return has("once", v1.PodFailed, 0) })
 	once, err := pod("once")
 	if err != nil {
 		t.Fatal(err)
@@ -108,11 +108,11 @@ func TestShutdown(t *testing.T) {
 		t.Errorf("once: %+v", once.Status)
 	}
 	for _, name := range []string{"plain", "vital"} {
-		eventually(t, time.Minute, func() error { return has(name, v1.PodRunning, 137) })
+		eventually(t, patience, func() error { return has(name, v1.PodRunning, 137) })
 	}
 
 	machine.Announce(false)
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		c, err := condition(v1.NodeReady)
 		if err == nil && c.Status != v1.ConditionTrue {
 			err = fmt.Errorf("the shutdown was called off, the node: %+v", c)

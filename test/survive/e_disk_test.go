@@ -49,11 +49,11 @@ func TestFullDiskUnderTheState(t *testing.T) {
 	dir := shared.HostDir(host) + "/rookery"
 	onSmallDisk(t, dir, "256m")
 	create(t, fmt.Sprintf(plain, "full"))
-	waitReady(t, time.Minute, "full")
+	waitReady(t, patience, "full")
 	ids := identities(t, "full")
 	fill(t, dir)
 	var failure error
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		for range 50 { // preallocated space takes some
 			_, err := api.CoreV1().ConfigMaps(v1.NamespaceDefault).Create(t.Context(), &v1.ConfigMap{
 				ObjectMeta: metav1.ObjectMeta{GenerateName: "full-"}, Data: map[string]string{"data": strings.Repeat("x", 100<<10)},
@@ -79,12 +79,12 @@ func TestFullDiskUnderTheState(t *testing.T) {
 		t.Errorf("containers are %v", all)
 	}
 	must(t, "rm", dir+"/filler")
-	took := eventually(t, time.Minute, func() error {
+	took := eventually(t, patience, func() error {
 		_, err := api.CoreV1().ConfigMaps(v1.NamespaceDefault).Create(t.Context(), &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "full-"}}, metav1.CreateOptions{})
 		return err
 	})
 	t.Logf("writes are back %.1fs after space was", took.Seconds())
-	waitReady(t, time.Minute, "full")
+	waitReady(t, patience, "full")
 	same(t, "full", ids)
 	clear(t)
 }
@@ -95,7 +95,7 @@ func TestFullDiskUnderThePods(t *testing.T) {
 	dir := shared.HostDir(host) + "/rookery/pods"
 	onSmallDisk(t, dir, "1m")
 	create(t, fmt.Sprintf(plain, "roomy"))
-	waitReady(t, time.Minute, "roomy")
+	waitReady(t, patience, "roomy")
 	ids := identities(t, "roomy")
 	fill(t, dir)
 	create(t, fmt.Sprintf(plain, "cramped"))
@@ -115,7 +115,7 @@ func TestFullDiskUnderThePods(t *testing.T) {
 		return fmt.Errorf("no event says why: %q", all)
 	})
 	must(t, "rm", dir+"/filler")
-	waitReady(t, time.Minute, "cramped", "roomy")
+	waitReady(t, patience, "cramped", "roomy")
 	same(t, "roomy", ids)
 	clear(t)
 }

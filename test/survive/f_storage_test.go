@@ -79,7 +79,7 @@ func told(t *testing.T, parts ...string) {
 		}
 		return true
 	}
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		list, err := api.CoreV1().Events("").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.kind=Node,reason=StorageDamaged"})
 		if err != nil {
 			return err
@@ -102,7 +102,7 @@ func told(t *testing.T, parts ...string) {
 // waitLost waits until the pod says that its image is lost, and loads that.
 func waitLost(t *testing.T, name, file string) {
 	t.Helper()
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		p, err := pod(name)
 		if err != nil {
 			return err
@@ -153,7 +153,7 @@ func truncate(t *testing.T, size int64, path string) {
 func TestImageDamagedByPowerLoss(t *testing.T) {
 	create(t, fmt.Sprintf(plain, "whole"))
 	create(t, served)
-	waitReady(t, time.Minute, "whole", "served")
+	waitReady(t, patience, "whole", "served")
 	for name, breaking := range map[string]func(id, layer string){
 		"the file hello has 0 bytes": func(_, layer string) { truncate(t, 0, stored("overlay", layer, "diff", "hello")) },
 		"its manifest has":           func(id, _ string) { truncate(t, 0, stored("overlay-images", id, "manifest")) },
@@ -174,7 +174,7 @@ func TestImageDamagedByPowerLoss(t *testing.T) {
 // The image of infra containers: Podman would fail with each pod for ever.
 func TestInfraImageDamagedByPowerLoss(t *testing.T) {
 	create(t, fmt.Sprintf(plain, "whole"))
-	waitReady(t, time.Minute, "whole")
+	waitReady(t, patience, "whole")
 	out, err := podman(t, "images --format {{.Repository}}:{{.Tag}} --filter reference=localhost/podman-pause")
 	if err != nil {
 		t.Fatal(err)
@@ -194,7 +194,7 @@ func TestInfraImageDamagedByPowerLoss(t *testing.T) {
 func TestListsTornByPowerLoss(t *testing.T) {
 	create(t, fmt.Sprintf(plain, "whole"))
 	create(t, served)
-	waitReady(t, time.Minute, "whole", "served")
+	waitReady(t, patience, "whole", "served")
 	for _, list := range []string{"overlay-containers/containers.json", "overlay-layers/layers.json", "overlay-images/images.json"} {
 		crashed(t, func() {
 			info, err := os.Stat(stored(list))
@@ -217,7 +217,7 @@ func TestListsTornByPowerLoss(t *testing.T) {
 // for anything, and pods come back without the containers that are in it.
 func TestDatabaseTornByPowerLoss(t *testing.T) {
 	create(t, fmt.Sprintf(plain, "whole"))
-	waitReady(t, time.Minute, "whole")
+	waitReady(t, patience, "whole")
 	if err := shared.Kill(t.Context(), host); err != nil {
 		t.Fatal(err)
 	}

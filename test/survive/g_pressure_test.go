@@ -49,7 +49,7 @@ func waitFailed(t *testing.T, name, reason string) (p *v1.Pod) {
 // waitCondition waits until the Node's condition has that status, and is tainted if it is true.
 func waitCondition(t *testing.T, kind v1.NodeConditionType, taint string, want v1.ConditionStatus) {
 	t.Helper()
-	took := eventually(t, time.Minute, func() error {
+	took := eventually(t, patience, func() error {
 		c, err := condition(kind)
 		if err != nil || c.Status != want {
 			return errors.Join(err, fmt.Errorf("the condition is %+v", c))
@@ -98,7 +98,7 @@ func TestDiskPressure(t *testing.T) {
 	withFlags(t, "--eviction-hard=nodefs.available=20Mi,nodefs.inodesFree=0%,imagefs.available=1%", "--eviction-soft=nodefs.available=60Mi",
 		"--eviction-soft-grace-period=nodefs.available=15s", "--eviction-max-pod-grace-period=10s", "--eviction-pressure-transition-period=5s")
 	create(t, fmt.Sprintf(plain, "modest"))
-	waitReady(t, time.Minute, "modest")
+	waitReady(t, patience, "modest")
 	important := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "important"}, Value: 1000}
 	classes := api.SchedulingV1().PriorityClasses()
 	if _, err := classes.Create(t.Context(), important, metav1.CreateOptions{}); err != nil {
@@ -123,7 +123,7 @@ func TestDiskPressure(t *testing.T) {
 	began := time.Now()
 	waitFailed(t, "fast", "Evicted")
 	t.Logf("a hard threshold evicts within %.1fs of the pod's creation", time.Since(began).Seconds())
-	waitReady(t, time.Minute, "modest", "vital")
+	waitReady(t, patience, "modest", "vital")
 	waitCondition(t, v1.NodeDiskPressure, v1.TaintNodeDiskPressure, v1.ConditionFalse)
 	clear(t)
 }
@@ -157,8 +157,8 @@ spec:
 func TestPIDPressure(t *testing.T) {
 	create(t, fmt.Sprintf(plain, "modest"))
 	create(t, forker)
-	waitReady(t, time.Minute, "modest", "forker")
-	eventually(t, time.Minute, func() error {
+	waitReady(t, patience, "modest", "forker")
+	eventually(t, patience, func() error {
 		out, err := try(t, "rookery", "exec", "forker", "--", "sh", "-c", "ls -d /proc/[0-9]* | wc -l")
 		if n, _ := strconv.Atoi(strings.TrimSpace(out)); err == nil && n < 1500 {
 			err = fmt.Errorf("the pod has only %s processes", out)
@@ -172,7 +172,7 @@ func TestPIDPressure(t *testing.T) {
 		t.Errorf("the message is %q", p.Status.Message)
 	}
 	waitCondition(t, v1.NodePIDPressure, v1.TaintNodePIDPressure, v1.ConditionFalse)
-	waitReady(t, time.Minute, "modest")
+	waitReady(t, patience, "modest")
 	clear(t)
 }
 
@@ -200,20 +200,20 @@ func TestNoRoom(t *testing.T) {
 		return err
 	})
 	create(t, fmt.Sprintf(plain, "first"))
-	waitReady(t, time.Minute, "first")
+	waitReady(t, patience, "first")
 	create(t, fmt.Sprintf(bound, "huge", "", "1000Gi"))
 	if p := waitFailed(t, "huge", "OutOfmemory"); !strings.Contains(p.Status.Message, "Node didn't have enough resource: memory") {
 		t.Errorf("the message is %q", p.Status.Message)
 	}
 	create(t, fmt.Sprintf(bound, "second", "", "10Mi"))
-	waitReady(t, time.Minute, "second")
+	waitReady(t, patience, "second")
 	create(t, fmt.Sprintf(bound, "third", "", "10Mi"))
 	if p := waitFailed(t, "third", "OutOfpods"); !strings.Contains(p.Status.Message, "Node didn't have enough resource: pods, requested: 1, used: 2, capacity: 2") {
 		t.Errorf("the message is %q", p.Status.Message)
 	}
 	create(t, fmt.Sprintf(bound, "vital", "priorityClassName: system-cluster-critical", "10Mi"))
 	waitFailed(t, "first", "Preempting") // it requests nothing, the other something
-	waitReady(t, time.Minute, "vital", "second")
+	waitReady(t, patience, "vital", "second")
 	if all := containers(t, "first"); len(all) != 0 {
 		t.Errorf("of the preempted pod is left: %v", all)
 	}

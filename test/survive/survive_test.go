@@ -31,6 +31,9 @@ var (
 	api    kubernetes.Interface // of the peer
 )
 
+// patience is for machines that are slow or busy.
+const patience = 4 * time.Minute
+
 func TestMain(m *testing.M) {
 	os.Exit(labtest.Main(m, "sv", lab.Options{Peers: 1}, func(_ context.Context, l *lab.Lab) (err error) {
 		shared = l
@@ -129,7 +132,7 @@ func waitReady(t *testing.T, within time.Duration, names ...string) {
 // serving waits until the API answers, as after a start of the daemon.
 func serving(t *testing.T) {
 	t.Helper()
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		_, err := api.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(context.Background())
 		return err
 	})
