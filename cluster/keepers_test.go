@@ -156,6 +156,7 @@ func TestPeerThatCannotBeDialled(t *testing.T) {
 
 	// Away and met again, as after a cut: what is on its way over the old connection may be late. And
 	// a may have been restarted, which knows of no answer then.
+	time.Sleep(4 * time.Second) // by then c asks so seldom that only being met makes it ask again in time
 	before, met := c.keepers.Meeting("a").Kept, c.members.table
 	a.port.mu.Lock()
 	clear(a.port.sights)
