@@ -61,7 +61,7 @@ func (a *Agent) pingLoop(ctx context.Context) {
 			hangs = true
 			a.log.Warn("the container engine hangs", "error", err)
 			a.node.engineDown(err)
-		case err == nil && (hangs || a.Engine() != nil): // or another question was not answered in time
+		case err == nil && (hangs || errors.Is(a.Engine(), context.DeadlineExceeded)): // or another question was not answered in time
 			hangs = false
 			a.log.Info("the container engine goes on")
 			a.node.engineUp()

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -17,8 +18,9 @@ type asked struct {
 	runtime.Runtime
 
 	mu             sync.Mutex
-	lists, looks   int // of all sandboxes, at one
-	pings, unheard int // unheard: so many pings from now on are not answered
+	lists, looks   int   // of all sandboxes, at one
+	pings, unheard int   // unheard: so many pings from now on are not answered
+	broken         error // what a list of all fails with
 }
 
 func (e *asked) Ping(ctx context.Context) error {
@@ -41,7 +43,11 @@ func (e *asked) List(ctx context.Context, labels map[string]string) ([]runtime.S
 	if labels == nil {
 		e.lists++
 	}
+	broken := e.broken
 	e.mu.Unlock()
+	if labels == nil && broken != nil {
+		return nil, broken
+	}
 	return e.Runtime.List(ctx, labels)
 }
 
@@ -83,6 +89,27 @@ func TestNodeIsReadyAgainAfterOneDeadline(t *testing.T) {
 	})
 }
 
+// An engine that answers, but cannot list what it runs, is no engine until it can: its pings make
+// the Node ready no more than its lists make it not.
+func TestNodeDoesNotFlap(t *testing.T) {
+	inWorld(t, func(w *world) {
+		e := w.behind()
+		e.set(func() { e.broken = errors.New("layer not known") })
+		w.sleep(2 * time.Minute)
+		for range 300 {
+			if c := w.nodeReady(); c.Status != v1.ConditionFalse {
+				t.Fatalf("node: %+v", c)
+			}
+			w.sleep(time.Second)
+		}
+		e.set(func() { e.broken = nil })
+		w.sleep(2 * time.Minute)
+		if c := w.nodeReady(); c.Status != v1.ConditionTrue {
+			t.Errorf("node: %+v", c)
+		}
+	})
+}
+
 // While one sandbox hangs the engine is not asked about all others every minute, nor for a
 // list that cannot come: whether the sandbox is a pod's or nobody's.
 func TestHangingSandboxCostsLittle(t *testing.T) {
@@ -112,7 +139,7 @@ func TestHangingSandboxCostsLittle(t *testing.T) {
 				e.set(func() { e.lists, e.looks = 0, 0 })
 				w.sleep(time.Hour)
 				e.set(func() {
-					if e.lists > 13 || e.looks > 90 { // every 5 min; a pod that hangs is asked about every 2 min
+					if e.lists > 13 || e.looks > 45 { // every 5 min; a question that hangs takes 2 min more
 						t.Errorf("in an hour there were %d lists and %d looks", e.lists, e.looks)
 					}
 				})

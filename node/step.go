@@ -21,7 +21,8 @@ const retryEngine = 5 * time.Second
 func (w *worker) step() {
 	if !w.look() {
 		w.mu.Lock()
-		w.wakeAt(time.Now().Add(retryEngine))
+		// Each question to one that hangs leaves it with a thread that waits.
+		w.wakeAt(time.Now().Add(max(w.lateWait, retryEngine)))
 		w.mu.Unlock()
 		return
 	}

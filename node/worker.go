@@ -36,11 +36,12 @@ type worker struct {
 	gone bool    // it is not in the API any more
 
 	sandbox     *runtime.Sandbox
-	known       bool  // the engine was asked for the sandbox since the daemon began
-	alone       bool  // it is asked for this one only, if it is not known
-	late        error // how the engine took too long when it was last asked about the sandbox; nil: it did not
-	dirty       bool  // sandbox may be out of date
-	dirtySeq    int   // counts changes, to see one that came while the engine was asked
+	known       bool          // the engine was asked for the sandbox since the daemon began
+	alone       bool          // it is asked for this one only, if it is not known
+	late        error         // how the engine took too long when it was last asked about the sandbox; nil: it did not
+	lateWait    time.Duration // until it is asked again
+	dirty       bool          // sandbox may be out of date
+	dirtySeq    int           // counts changes, to see one that came while the engine was asked
 	busy        map[string]*task
 	memory      map[string]*plan.Memory
 	activeSince time.Time          // since when the pod is, by a clock that is not set
@@ -287,7 +288,7 @@ func (w *worker) lookAlone(again bool) {
 	if again && w.known && len(w.busy) == 0 {
 		w.markDirty()
 	}
-	kick := again || !w.known
+	kick := again || !w.known && w.late == nil // which wakes by itself
 	w.mu.Unlock()
 	if kick {
 		w.kick()
@@ -327,9 +328,10 @@ func (w *worker) tellLate(err error) {
 
 // noteLate is called with mu.
 func (w *worker) noteLate(err error) {
-	w.late = nil
-	if errors.Is(err, context.DeadlineExceeded) {
-		w.late = err
+	if w.late = nil; !errors.Is(err, context.DeadlineExceeded) {
+		w.lateWait = 0
+	} else {
+		w.late, w.lateWait = err, min(max(2*w.lateWait, retryEngine), askAgain)
 		w.a.forgetLate() // it is this pod that holds up a list of all
 	}
 }
@@ -338,7 +340,7 @@ func (w *worker) noteLate(err error) {
 func (w *worker) kickIfNew() {
 	hostIPs := w.a.cfg.hostIPs()
 	w.mu.Lock()
-	need := w.dirty || w.reported == nil || !slices.EqualFunc(w.reported.HostIPs, hostIPs, func(told v1.HostIP, ip string) bool { return told.IP == ip })
+	need := w.dirty && w.late == nil || w.reported == nil || !slices.EqualFunc(w.reported.HostIPs, hostIPs, func(told v1.HostIP, ip string) bool { return told.IP == ip })
 	w.mu.Unlock()
 	if need {
 		w.kick()
