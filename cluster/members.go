@@ -229,8 +229,15 @@ func (m *Members) SetWireGuardStarted(at time.Time) {
 
 // tell sends the others our meta anew.
 func (m *Members) tell(list *memberlist.Memberlist) {
-	if err := list.UpdateNode(streamTimeout); err != nil {
-		m.cfg.Log.Debug("not all peers have heard yet what is new of this one", "error", err)
+	for before := m.meta(); ; {
+		if err := list.UpdateNode(streamTimeout); err != nil {
+			m.cfg.Log.Debug("not all peers have heard yet what is new of this one", "error", err)
+		}
+		now := m.meta()
+		if now == before {
+			return
+		}
+		before = now // two that tell at once may have crossed, and the older news be the last
 	}
 }
 
