@@ -64,14 +64,16 @@ func (n *Network) Backend() string {
 }
 
 // Silent are the names of peers that live and do not answer the backend in use, as [overlay.Overlay.Silent]
-// finds; none before Ready. It does not wait for them, but up to 6 s for a WireGuard process that hangs, and ends that.
+// finds; none before Ready. It does not wait for them, but up to 6 s for a WireGuard process that hangs,
+// and ends that, and up to a minute while one is started.
 func (n *Network) Silent() ([]string, error) {
 	n.overlayMu.Lock()
-	defer n.overlayMu.Unlock()
-	if n.overlay == nil {
+	o := n.overlay
+	n.overlayMu.Unlock()
+	if o == nil {
 		return nil, nil
 	}
-	return n.overlay.Silent()
+	return o.Silent()
 }
 
 // SetAddress follows this machine to another address on the network between the

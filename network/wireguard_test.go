@@ -46,7 +46,7 @@ func TestBlockedWireGuardIsNamed(t *testing.T) {
 	}
 	names := func(of *machine, want string) {
 		t.Helper()
-		eventually(t, 2*patience, func() string { // who only answers begins after 5 s, and gives up after 11 s more
+		eventually(t, 2*patience, func() string { // who only answers begins after 10 s, and gives up after 11 s more
 			if got := of.ask(request{Verb: "silent"}); got != want {
 				return fmt.Sprintf("%s says that %q does not answer, want %q", of.name, got, want)
 			}

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/rundigitalplatform/rookery/cluster"
 	"github.com/rundigitalplatform/rookery/cmd/rookery/admin"
@@ -44,9 +47,31 @@ func (p *peer) astray(s admin.Status) []admin.Problem {
 		Do:   "give this machine that address again; or change advertise-address, or leave it out, in rookery's configuration here, and restart rookery"}}
 }
 
+// silent is [network.Network.Silent] within 3 s: it waits where the network is being brought up again,
+// and that is when somebody asks.
+func (p *peer) silent(ctx context.Context) ([]string, error) {
+	type answer struct {
+		names []string
+		err   error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		names, err := p.network.Silent()
+		answers <- answer{names, err}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	select {
+	case a := <-answers:
+		return a.names, a.err
+	case <-ctx.Done():
+		return nil, errors.New("the network between the peers is being brought up or changed")
+	}
+}
+
 // meetings are what is wrong between this peer and those that live.
-func (p *peer) meetings(s admin.Status) (all []admin.Problem) {
-	silent, err := p.network.Silent()
+func (p *peer) meetings(ctx context.Context, s admin.Status) (all []admin.Problem) {
+	silent, err := p.silent(ctx)
 	if err != nil {
 		all = append(all, admin.Problem{What: "which peers answer this one on the pod network is not known: " + err.Error(), Do: "see the log of rookery on this peer; what has ended is brought up again by itself"})
 	}

@@ -121,7 +121,7 @@ func (p *peer) status(ctx context.Context) admin.Status {
 		s.Problems = append(s.Problems, admin.Problem{What: "pods of this peer may not reach those of others: " + *why,
 			Do: "mend that, it is tried again every few seconds; if this machine cannot do it, `rookery net use wireguard` works on every machine"})
 	}
-	s.Problems = append(append(s.Problems, p.astray(s)...), p.meetings(s)...)
+	s.Problems = append(append(s.Problems, p.astray(s)...), p.meetings(ctx, s)...)
 	rules, cancelRules := context.WithTimeout(ctx, 3*time.Second)
 	defer cancelRules()
 	for _, r := range p.id.Settings().Ranges() {

@@ -232,7 +232,7 @@ func (o *Overlay) heal(gone <-chan struct{}) {
 			if gone, err = o.again(); err == nil {
 				break
 			}
-			o.cfg.Log.Error("the network between the peers has ended and cannot be brought up, trying again", "backend", o.kind, "err", err, "in", wait)
+			o.cfg.Log.Error("the network between the peers has ended and is not whole again, trying once more", "backend", o.kind, "err", err, "in", wait)
 		}
 		up = time.Now()
 	}

@@ -313,7 +313,7 @@ func TestOneContainerHangs(t *testing.T) {
 	answers(t, "during")
 	waitNode(t, v1.ConditionTrue, patience)
 	release()
-	waitReady(t, 4*time.Minute, "hung", "beside", "during", "after")
+	waitReady(t, 8*time.Minute, "hung", "beside", "during", "after")
 	if all := containers(t, "hung"); len(all["web"]) != 1 {
 		t.Errorf("containers are %v", all)
 	}

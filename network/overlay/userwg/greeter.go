@@ -62,6 +62,9 @@ const (
 	// firstPause is before a handshake is repeated, twice that before the next time and so
 	// on, so that an answer from far away is there before the next try makes it void.
 	firstPause = 200 * time.Millisecond
+	// answered is how long a peer whose handshake was answered has to go on with it. It repeats its
+	// own meanwhile, and from very far away each makes the one before void.
+	answered = 2 * device.RekeyTimeout
 	// maxTries take 6 to 11 s. WireGuard's own follow, every 5 s for 90 s.
 	maxTries = 6
 	// proof is how long a packet may take from here to the socket, on a machine that does much else.
@@ -100,7 +103,7 @@ func (b overheard) Send(bufs [][]byte, ep conn.Endpoint) error {
 	case len(bufs) == 1 && len(bufs[0]) == device.MessageInitiationSize && bufs[0][0] == device.MessageInitiationType:
 		b.g.agree(ep.DstToString(), firstPause)
 	case len(bufs) == 1 && len(bufs[0]) == device.MessageResponseSize && bufs[0][0] == device.MessageResponseType:
-		b.g.agree(ep.DstToString(), device.RekeyTimeout) // the other repeats it before
+		b.g.agree(ep.DstToString(), answered)
 	case b.g.awaiting.Load() > 0 && bufs[0][0] == device.MessageTransportType:
 		b.g.arrived(ep.DstToString())
 	}
