@@ -22,24 +22,26 @@ func (p *peer) unmet(m cluster.Member) error {
 }
 
 // astray says that the others look for this peer where it is not: at an address that was given, and
-// that this machine no longer has. While they find it nevertheless (a router passes that on), nothing
-// is wrong.
+// that this machine does not have. While they find it nevertheless (a router passes that on), nothing
+// is wrong; nor while this peer is alone.
 func (p *peer) astray(s admin.Status) []admin.Problem {
 	given, err := netip.ParseAddr(p.cfg.AdvertiseAddress)
 	if err != nil || given.IsLoopback() { // none was given; a wrong one is no start
 		return nil
 	}
 	self, _ := p.members.Member(p.id.Name())
-	found := !self.Hidden
-	for _, peer := range s.Peers {
+	met := slices.ContainsFunc(s.Peers, func(peer admin.PeerInfo) bool {
 		m, ok := p.members.Member(peer.Name)
-		found = found && (peer.Self || ok && m.State.Up())
+		return ok && !m.Self && m.State.Up()
+	})
+	if len(s.Peers) < 2 || met && !self.Hidden {
+		return nil
 	}
 	have, err := cluster.Addresses(p.id.Settings().Networks())
 	if err != nil {
 		return []admin.Problem{{What: "this machine's addresses are not known: " + err.Error(), Do: "see `ip address`"}}
 	}
-	if found || slices.Contains(have, given.Unmap()) {
+	if slices.Contains(have, given.Unmap()) {
 		return nil
 	}
 	return []admin.Problem{{

@@ -163,8 +163,9 @@ func TestAddressChanges(t *testing.T) {
 	const other = "10.77.0.77"
 	// While its configuration says the address that it had, it cannot follow, and says why.
 	change(host.IP, other)
+	// The others are asked once a minute, and three times in a row.
 	astray := fmt.Sprintf("at %s, its advertise-address, which this machine does not have (it has [%s", host.IP, other)
-	took := eventually(t, 2*time.Minute, func() error {
+	took := eventually(t, patience, func() error {
 		out, err := shared.Run(t.Context(), victim, "rookery", "status")
 		if err == nil && !strings.Contains(out, astray) {
 			err = fmt.Errorf("status does not say %q:\n%s", astray, out)
